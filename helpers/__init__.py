@@ -1,0 +1,8 @@
+"""Helpers shared by the notebooks: one module, one job.
+
+The road of the data, in the order of the notebooks:
+
+``corpora``/``iemocap`` → ``audio`` → ``features``, ``spectrograms`` → ``splits``, ``audit`` →
+``nets``/``training``, ``estimators`` (both through ``experiment``) → ``metrics``, ``ensemble`` → ``plots``, ``pipeline``.
+``paths``, ``tables`` and ``cache`` are the ground all of them stand on.
+"""

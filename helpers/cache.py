@@ -1,0 +1,107 @@
+"""A content-addressed store for costly results: features of a clip, a trained fold.
+
+A result is stored under a hash of everything it depends on (its *recipe*), so it is found again exactly when nothing
+that matters has changed, on any run, in any order, and whoever asks. Values are dictionaries of arrays, kept as
+``.npz`` without pickles; a file appears under its name only when it is complete.
+"""
+
+import hashlib
+import inspect
+import os
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pandas as pd
+
+from helpers import paths
+
+
+def recipe_hash(*parts) -> str:
+    """Hash a recipe: numbers, strings, arrays, tables, modules (their source), and containers of them.
+
+    Use it for the key of :func:`fetch`. Dictionaries are hashed in sorted order, so their order does not matter.
+
+    Raises
+    ------
+    TypeError
+        If a part is of a kind whose content can't be told, e.g. an open file.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        _update(digest, part)
+    return digest.hexdigest()[:32]
+
+
+def fetch(kind: str, key: str, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Return the stored result, or compute and store it.
+
+    Parameters
+    ----------
+    kind
+        Sub-folder of ``SER_WORK/cache``, e.g. ``"functionals"``.
+    key
+        From :func:`recipe_hash`.
+    compute
+        Called without arguments when nothing is stored, or what is stored is damaged.
+    """
+    stored = stored_at(kind, key)
+    try:
+        with np.load(stored, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (FileNotFoundError, ValueError, EOFError, OSError, zipfile.BadZipFile):
+        pass  # not there, or cut short by a full disk: compute it
+    result = compute()
+    write_atomically(stored, lambda handle: np.savez(handle, **result))
+    return result
+
+
+def stored_at(kind: str, key: str) -> Path:
+    """Return where a result lies (or would lie)."""
+    return paths.work("cache") / kind / key[:2] / f"{key}.npz"
+
+
+def write_atomically(path: Path, write: Callable) -> None:
+    """Write a file under a temporary name beside it and rename it when it is complete.
+
+    A kill or a full disk in the middle leaves what was there before.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as handle:
+            write(handle)
+        os.chmod(temporary, 0o644)  # mkstemp makes it private; the work folder may be shared
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, f"could not write {path}: {error.strerror}. What was there before is untouched; "
+                                   "free some space or set SER_WORK to another disk, then run again.") from error
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _update(digest, part) -> None:
+    digest.update(type(part).__name__.encode())
+    if part is None or isinstance(part, (str, bytes, bool, int, float, np.generic)):
+        digest.update(part if isinstance(part, bytes) else repr(part).encode())
+    elif isinstance(part, np.ndarray):
+        digest.update(f"{part.dtype}{part.shape}".encode())
+        digest.update(repr(part.tolist()).encode() if part.dtype == object else np.ascontiguousarray(part).data)
+    elif isinstance(part, (pd.DataFrame, pd.Series)):
+        digest.update(repr(list(getattr(part, "columns", [part.name]))).encode())
+        digest.update(pd.util.hash_pandas_object(part).to_numpy().data)
+    elif isinstance(part, dict):
+        for name in sorted(part):
+            _update(digest, name)
+            _update(digest, part[name])
+    elif isinstance(part, (list, tuple, set, frozenset)):
+        for item in sorted(part) if isinstance(part, (set, frozenset)) else part:
+            _update(digest, item)
+    elif isinstance(part, ModuleType) or inspect.isroutine(part) or inspect.isclass(part):
+        digest.update(inspect.getsource(part).encode())
+    else:
+        raise TypeError(f"a recipe can't hold {type(part).__name__} ({part!r:.80}): its content can't be hashed. "
+                        "Give its parameters as numbers, strings, arrays or dictionaries instead.")

@@ -1,0 +1,153 @@
+"""The classical models: each a scikit-learn pipeline with its scaler and its feature selection inside.
+
+So nothing is ever fitted on rows other than those a fold trains on. Every model has a small grid; the setting is chosen per
+fold, on that fold's own valid speakers.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from sklearn.base import BaseEstimator, clone
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.ensemble import ExtraTreesClassifier, HistGradientBoostingClassifier, RandomForestClassifier
+from sklearn.feature_selection import SelectKBest, f_classif
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.model_selection import GroupKFold, ParameterGrid
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
+
+from helpers.experiment import Part
+
+
+@dataclass(frozen=True)
+class Classical:
+    """A classical model that ``experiment.cross_validate`` can run.
+
+    Attributes
+    ----------
+    name
+        As it appears in tables.
+    estimator
+        A scikit-learn classifier or pipeline.
+    grid
+        Parameter name → values to choose from, per fold, by negative log-likelihood on the valid speakers: with a few
+        hundred valid clips it is steadier than UAR, and the probabilities are to be averaged.
+    refit
+        Whether test rows are predicted by a fit on train + valid, once the choice is made.
+    """
+
+    name: str
+    estimator: BaseEstimator
+    grid: dict = field(default_factory=dict)
+    refit: bool = True
+
+    def recipe(self) -> dict:
+        """Return everything a result depends on, for the cache."""
+        return {"estimator": repr(self.estimator.get_params()), "grid": repr(self.grid), "refit": self.refit,
+                "code": [Classical.fit_predict, _fit, _all_columns]}
+
+    def fit_predict(self, train: Part, valid: Part, test: np.ndarray, n_classes: int, seed: int) -> dict:
+        """Search on valid, then predict valid rows from train, and test rows from train (+ valid)."""
+        best = None
+        for setting in ParameterGrid(self.grid):
+            model = _fit(clone(self.estimator).set_params(**setting), train, seed)
+            probability = _all_columns(model, valid.inputs, n_classes)
+            loss = log_loss(valid.classes, probability, labels=range(n_classes))
+            if best is None or loss < best[0]:
+                best = (loss, setting, model, probability)
+        loss, setting, model, probability = best
+        if self.refit:
+            model = _fit(clone(self.estimator).set_params(**setting), train + valid, seed)
+        return {"valid": probability, "test": _all_columns(model, test, n_classes),
+                "steps": {"fit": ["train", "valid"] if self.refit else ["train"], "select": ["valid"]},
+                "notes": {"setting": {k.split("__")[-1]: v for k, v in setting.items()}, "valid_nll": round(loss, 4)}}
+
+
+def classical_models(n_features: int, n_trees: int = 500, n_rounds: int = 150, k_best: int = 400,
+                     search: bool = True) -> dict[str, Classical]:
+    """Return the project's classical models by name.
+
+    Parameters
+    ----------
+    n_features
+        Number of input columns; sets the width of the SVM's kernel and bounds `k_best`.
+    n_trees, n_rounds
+        Size of the forests, and boosting rounds.
+    k_best
+        Columns that the boosted trees get, chosen inside the fold by analysis of variance: they cost in proportion.
+    search
+        Whether each model's grid is searched; if not, its first values stand.
+
+    Returns
+    -------
+    dict of str to Classical
+        Unbalanced classes are weighted, except in LDA (equal priors do the same) and in boosting and MLP, which predict
+        the classes as frequent as they are.
+    """
+    from lightgbm import LGBMClassifier
+    from xgboost import XGBClassifier
+
+    def scaled(*steps):
+        return make_pipeline(StandardScaler(), *steps)
+
+    def selected(classifier):
+        return make_pipeline(SelectKBest(f_classif, k=min(k_best, n_features)), classifier)
+
+    def calibrated(pipeline):  # an SVM has no probabilities: a temperature, fitted on held-out speakers, gives it some
+        return CalibratedClassifierCV(pipeline, method="temperature", ensemble=False)
+
+    svm = SVC(class_weight="balanced", kernel="rbf")
+    models = [
+        Classical("logistic regression", scaled(LogisticRegression(class_weight="balanced", max_iter=100, tol=1e-3)),
+                  {"logisticregression__C": [0.01, 0.003, 0.03]}),
+        Classical("LDA", scaled(LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.5)),
+                  {"lineardiscriminantanalysis__shrinkage": [0.5, 0.3, 0.7]}),
+        Classical("SVM", calibrated(scaled(svm)),
+                  {"estimator__svc__C": [10, 30], "estimator__svc__gamma": [0.2 / n_features, 0.05 / n_features]}),
+        Classical("random forest", RandomForestClassifier(n_trees, class_weight="balanced_subsample"),
+                  {"min_samples_leaf": [2, 1], "max_features": [0.05, "sqrt"]}),
+        Classical("extra trees", ExtraTreesClassifier(n_trees, class_weight="balanced"),
+                  {"min_samples_leaf": [1, 2], "max_features": [0.1, "sqrt"]}),
+        Classical("gradient boosting", selected(HistGradientBoostingClassifier(
+                  max_iter=n_rounds, max_features=0.2, early_stopping=False, max_leaf_nodes=8)),
+                  {"histgradientboostingclassifier__learning_rate": [0.06, 0.12]}),
+        Classical("XGBoost", selected(XGBClassifier(
+                  n_estimators=n_rounds, max_depth=3, subsample=0.7, colsample_bytree=0.2, n_jobs=1)),
+                  {"xgbclassifier__learning_rate": [0.1, 0.2]}),
+        Classical("LightGBM", selected(LGBMClassifier(
+                  n_estimators=n_rounds, num_leaves=8, subsample=0.7, subsample_freq=1, colsample_bytree=0.2,
+                  min_child_samples=10, deterministic=True, n_jobs=1, verbosity=-1)),
+                  {"lgbmclassifier__learning_rate": [0.06, 0.12]}),
+        Classical("MLP", scaled(MLPClassifier(
+                  (256,), learning_rate_init=3e-4, batch_size=64, max_iter=30, alpha=1.0, early_stopping=False)),
+                  {"mlpclassifier__alpha": [1.0, 10.0]}),
+    ]
+    if not search:
+        models = [Classical(m.name, m.estimator, {k: v[:1] for k, v in m.grid.items()}, m.refit) for m in models]
+    return {model.name: model for model in models}
+
+
+def _fit(model: BaseEstimator, part: Part, seed: int) -> BaseEstimator:
+    """Fit with every random state set; what splits inside splits by speaker."""
+    import warnings
+
+    from sklearn.exceptions import ConvergenceWarning
+
+    model.set_params(**{name: seed for name in model.get_params() if name.split("__")[-1] == "random_state"})
+    if isinstance(model, CalibratedClassifierCV):
+        splitter = GroupKFold(min(4, len(np.unique(part.speakers))))
+        model.set_params(cv=list(splitter.split(part.inputs, part.classes, part.speakers)))
+    with warnings.catch_warnings():  # fixed small budgets of iterations are part of these models' regularisation
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return model.fit(part.inputs, part.classes)
+
+
+def _all_columns(model: BaseEstimator, inputs: np.ndarray, n_classes: int) -> np.ndarray:
+    """Predict probabilities with a column for every class, also those the fold did not train on."""
+    result = np.zeros((len(inputs), n_classes))
+    result[:, model.classes_] = model.predict_proba(inputs)
+    return result

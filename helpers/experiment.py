@@ -1,0 +1,142 @@
+"""One road from a model and its inputs to a predictions table and a run record.
+
+Every model of the project, classical or network, goes through :func:`cross_validate`. A model never receives the test rows'
+emotions, so it can't learn from them; what it did with the other rows is written down for the audit.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Protocol
+
+import joblib
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from helpers.audit import audit_inputs, audit_record, require_clean
+from helpers.cache import fetch, recipe_hash
+from helpers.corpora import emotion_order
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows of one role in one fold.
+
+    Attributes
+    ----------
+    inputs : np.ndarray [shape=(n_rows, ...)]
+    classes : np.ndarray [shape=(n_rows,), int]
+        Index of the emotion in the project's order.
+    speakers : np.ndarray [shape=(n_rows,)]
+    """
+
+    inputs: np.ndarray
+    classes: np.ndarray
+    speakers: np.ndarray
+
+    def __add__(self, other: "Part") -> "Part":
+        return Part(*(np.concatenate([getattr(self, name), getattr(other, name)])
+                      for name in ("inputs", "classes", "speakers")))
+
+
+class Model(Protocol):
+    """What ``cross_validate`` needs of a model."""
+
+    name: str
+
+    def recipe(self) -> dict:
+        """Return everything that a result depends on, besides data and seed."""
+
+    def fit_predict(self, train: Part, valid: Part, test: np.ndarray, n_classes: int, seed: int) -> dict:
+        """Return ``valid`` and ``test`` (probabilities of shape ``(n_rows, n_classes)``), ``steps`` (which roles each step
+        saw: fit, stop, select) and ``notes`` (what was chosen, learning curves), all plain values."""
+
+
+def cross_validate(model: Model, inputs: np.ndarray, utterance_ids: pd.Series, folds: pd.DataFrame,
+                   variant: str = "inductive", seed: int = 0, pretrained: bool = False, n_jobs: int = 1,
+                   ) -> tuple[pd.DataFrame, dict]:
+    """Train and predict fold by fold; a fold that was computed before is read from the cache.
+
+    Parameters
+    ----------
+    model
+        See :class:`Model`.
+    inputs : np.ndarray [shape=(n_utterances, ...)]
+        One row per utterance; for the variant *speaker-normalised* already standardised per speaker.
+    utterance_ids
+        The ids of the rows of `inputs`.
+    folds
+        The folds table; its utterances must be among `utterance_ids`.
+    variant
+        "inductive" or "speaker-normalised".
+    seed
+        Fold k uses ``seed + k``. It fixes every draw on one machine; another processor, GPU or library version may round
+        differently.
+    pretrained
+        Whether the starting weights had seen other data.
+    n_jobs
+        Folds that run side by side.
+
+    Returns
+    -------
+    predictions : pd.DataFrame
+        Schema ``predictions``: valid and test rows of every fold.
+    record : dict
+        Ids that were used to fit, stop, select, start; settings chosen and learning curves. Audited before it is returned.
+
+    Raises
+    ------
+    ValueError
+        If the inputs were scaled with test rows, hold NaN, or do not cover the folds' utterances.
+    """
+    emotions = emotion_order(folds["emotion"])
+    speakers = folds.drop_duplicates("utterance_id").set_index("utterance_id")["speaker"]
+    position = pd.Series(np.arange(len(utterance_ids)), index=list(utterance_ids))
+    unknown = speakers.index.difference(position.index)
+    if len(unknown):
+        raise ValueError(f"the folds name {len(unknown)} of {len(speakers)} utterances that have no inputs, e.g. "
+                         f"{list(unknown[:5])}: run notebooks 03 and 04 again")
+    mine = inputs[position[speakers.index]]
+    if mine.dtype.kind == "f" and not np.isfinite(mine).all():
+        raise ValueError(f"{(~np.isfinite(mine)).any(axis=tuple(range(1, mine.ndim))).sum()} rows of the inputs hold NaN or "
+                         "infinite values: run notebook 03 again and look at its checks")
+    require_clean(audit_inputs(mine, variant, speakers.to_numpy(str)))
+
+    recipe = recipe_hash(model.recipe(), emotions)
+    jobs = (joblib.delayed(_stored_fold)(model, inputs, position, rows, emotions, seed + int(fold), recipe)
+            for fold, rows in folds.groupby("fold"))
+    outcomes = list(tqdm(joblib.Parallel(n_jobs=n_jobs, return_as="generator")(jobs), total=folds["fold"].nunique(),
+                         desc=f"{model.name}, {variant}", unit="fold"))
+    tables, record = [], {"model": model.name, "variant": variant, "seed": seed, "pretrained": pretrained, "folds": {}}
+    for (fold, rows), outcome in zip(folds.groupby("fold"), outcomes, strict=True):
+        ids = {role: part["utterance_id"].tolist() for role, part in rows.groupby("role")}
+        steps = json.loads(str(outcome["steps"]))
+        record["folds"][str(fold)] = {"notes": json.loads(str(outcome["notes"])), **{
+            step: [i for role in roles for i in ids[role]] for step, roles in steps.items()}}
+        for role in ("valid", "test"):
+            part = rows.loc[rows["role"] == role, ["utterance_id", "fold", "role", "emotion"]]
+            part = part.rename(columns={"emotion": "truth"}).assign(variant=variant, pretrained=pretrained)
+            tables.append(part.assign(**{f"p_{e}": outcome[role][:, i] for i, e in enumerate(emotions)}))
+    require_clean(audit_record(record, folds))
+    columns = ["utterance_id", "fold", "role", "variant", "pretrained", "truth", *(f"p_{e}" for e in emotions)]
+    return pd.concat(tables, ignore_index=True)[columns], record
+
+
+def _stored_fold(model: Model, inputs: np.ndarray, position: pd.Series, rows: pd.DataFrame, emotions: list[str], seed: int,
+                 recipe: str) -> dict:
+    def part(role: str) -> Part:
+        chosen = rows[rows["role"] == role]
+        return Part(inputs[position[chosen["utterance_id"]]],
+                    chosen["emotion"].map({e: i for i, e in enumerate(emotions)}).to_numpy(),
+                    chosen["speaker"].to_numpy(str))
+
+    train, valid, test = part("train"), part("valid"), part("test").inputs
+    key = recipe_hash(recipe, seed, *(getattr(p, name) for p in (train, valid) for name in ("inputs", "classes", "speakers")),
+                      test)
+
+    def compute() -> dict:
+        outcome = model.fit_predict(train, valid, test, len(emotions), seed)
+        return {"valid": outcome["valid"].astype(np.float64), "test": outcome["test"].astype(np.float64),
+                "steps": np.array(json.dumps(outcome["steps"])), "notes": np.array(json.dumps(outcome["notes"]))}
+
+    return fetch("folds", key, compute)

@@ -1,0 +1,421 @@
+"""Acoustic features: low-level descriptors from one shared STFT, and functionals over them.
+
+Conventions
+-----------
+*Low-level descriptors* are curves over time, one value each 10 ms, in an array of shape ``(n_frames, n_descriptors)``.
+*Functionals* turn a clip's curves into one row of fixed length. A column is named ``<descriptor>_<unit>__<functional>``,
+e.g. ``f0_st__p95``: the 95th percentile of the fundamental frequency, in semitones above 55 Hz.
+
+Everything is computed from the same power spectrum, so that a clip is Fourier-transformed once, not once per
+descriptor.
+"""
+
+from dataclasses import asdict, dataclass
+from functools import cache
+
+import joblib
+import librosa
+import numpy as np
+import pandas as pd
+import scipy.fft
+import scipy.signal
+from numpy.lib.stride_tricks import sliding_window_view
+from tqdm.auto import tqdm
+
+from helpers import audio
+from helpers.cache import fetch, recipe_hash
+
+_FLOOR = 1e-10  # power below which nothing is heard: -100 dB
+
+
+@dataclass(frozen=True)
+class FrontEnd:
+    """Parameters of the analysis; the defaults suit speech at 16 kHz.
+
+    The 40 ms window holds three periods of a voice down to 75 Hz, which the autocorrelation needs (Boersma 1993).
+    """
+
+    sampling_rate: int = audio.SAMPLING_RATE  # Hz
+    win_length: int = 640  # samples: 40 ms
+    hop_length: int = 160  # samples: 10 ms
+    n_fft: int = 1024  # samples; zero-padded, which also keeps the autocorrelation from wrapping around
+    n_mels: int = 128  # fine mel bands: their means are features, MFCC come from them
+    n_bands: int = 32  # coarse mel bands, followed over time
+    n_mfcc: int = 20
+    f0_min: float = 62.5  # Hz
+    f0_max: float = 500.0  # Hz
+    voicing: float = 0.5  # height of the autocorrelation peak from which a frame counts as voiced
+    harmonic: bool = False  # add the harmonic-percussive share (slow: a median filter over the spectrogram)
+    trim_db: float = audio.TRIM_DB  # dB
+    seconds: float = 0.0  # s; analyse only this much from the start, untrimmed (0: all). For the 200 ms control
+
+
+def describe(signal: np.ndarray, front_end: FrontEnd = FrontEnd()) -> tuple[np.ndarray, list[str]]:
+    """Compute the low-level descriptors of a signal.
+
+    Parameters
+    ----------
+    signal : np.ndarray [shape=(n_samples,)]
+        Mono, at ``front_end.sampling_rate``.
+    front_end
+        Analysis parameters.
+
+    Returns
+    -------
+    descriptors : np.ndarray [shape=(n_frames, n_descriptors), float32]
+        F0, jitter and harmonics-to-noise ratio are NaN in unvoiced frames.
+    names : list of str
+        ``<descriptor>_<unit>``; dB are relative to full scale, ``st`` are semitones above 55 Hz, names without a unit
+        are ratios.
+
+    Notes
+    -----
+    Jitter and shimmer are taken from frame to frame (relative change of the period, and of the amplitude in dB, between
+    neighbouring voiced frames), not from glottal pulse to pulse. F0 is the peak of the window-corrected
+    autocorrelation, which is the inverse transform of the power spectrum at hand (P. Boersma, "Accurate short-term
+    analysis of the fundamental frequency and the harmonics-to-noise ratio of a sampled sound", IFA Proc. 17, 1993).
+    """
+    blocks = _blocks(signal, front_end)
+    names = [name for block, columns in blocks for name in columns]
+    return np.column_stack([block for block, _ in blocks]).astype(np.float32), names
+
+
+def mel_spectrogram(signal: np.ndarray, front_end: FrontEnd = FrontEnd()) -> np.ndarray:
+    """Return the fine mel bands alone, in dB re full scale, shape ``(n_frames, n_mels)``."""
+    power, _ = _power_spectrum(signal, front_end)
+    return _db(power @ _mel_filters(front_end, front_end.n_mels))
+
+
+def functionals(signal: np.ndarray, front_end: FrontEnd = FrontEnd()) -> dict[str, float]:
+    """Summarise a signal's descriptors over time, into named numbers.
+
+    Per descriptor: mean, std, min, max, percentiles 5, 25, 50, 75, 95, slope (per second), and mean and std over the
+    voiced frames; of its change over time (delta, per second): mean of the absolute value, std, percentiles 5 and 95.
+    Per clip: duration, share of voiced frames and of pauses, voiced stretches per second and their length, tuning, the
+    mean and standard deviation of the absolute samples, and the means of the fine mel bands.
+
+    Parameters
+    ----------
+    signal, front_end
+        As for :func:`describe`; leading and trailing silence is cut off first.
+
+    Returns
+    -------
+    dict
+        Column name to value; always the same columns in the same order, always finite.
+    """
+    if front_end.seconds:
+        signal = signal[: round(front_end.seconds * front_end.sampling_rate)]
+    else:
+        signal = audio.trim(signal, front_end.trim_db)
+    curves, names = describe(signal, front_end)
+    fine, curves = curves[:, : front_end.n_mels], curves[:, front_end.n_mels:]
+    fine_names, names = names[: front_end.n_mels], names[front_end.n_mels:]
+    voiced = np.isfinite(curves[:, names.index("f0_st")])
+
+    row = {f"{name}__mean": value for name, value in zip(fine_names, fine.mean(axis=0), strict=True)}
+    row |= _clip_numbers(signal, curves, names, voiced, front_end)
+    for part, columns in [(_curve_functionals(curves, voiced, front_end), names),
+                          (_delta_functionals(curves, front_end), names)]:
+        for functional, values in part.items():
+            row |= {f"{name}__{functional}": value for name, value in zip(columns, values, strict=True)}
+    return {name: float(value) if np.isfinite(value) else 0.0 for name, value in row.items()}
+
+
+def functionals_table(utterances: pd.DataFrame, front_end: FrontEnd = FrontEnd(), n_jobs: int = -1,
+                      progress: str = "functionals") -> pd.DataFrame:
+    """Compute the functionals of every utterance, in parallel; what was computed before is not computed again.
+
+    Parameters
+    ----------
+    utterances
+        With ``utterance_id``, ``path``, ``start_s``, ``end_s`` (s, NaN for the whole file) and ``audio_hash``, which is
+        what a stored result is found by.
+    front_end
+        Analysis parameters.
+    n_jobs
+        Processes; -1 for all cores.
+    progress
+        Label of the progress bar.
+
+    Returns
+    -------
+    pd.DataFrame
+        ``utterance_id`` and one float32 column per functional, rows in the order of `utterances`.
+    """
+    recipe = recipe_hash(asdict(front_end), _module_source())
+    jobs = (joblib.delayed(_stored_functionals)(u.path, u.start_s, u.end_s, u.audio_hash, front_end, recipe)
+            for u in utterances.itertuples())
+    # "generator" hands rows over as they come: the parent never holds more than the table it returns
+    rows = joblib.Parallel(n_jobs=n_jobs, return_as="generator", batch_size=4)(jobs)
+    values, names = None, None
+    for i, (row, columns) in enumerate(tqdm(rows, total=len(utterances), desc=progress, unit="clip", mininterval=1)):
+        if values is None:
+            names, values = columns, np.empty((len(utterances), len(columns)), np.float32)
+        values[i] = row
+    table = pd.DataFrame(values, columns=[str(name) for name in names])
+    table.insert(0, "utterance_id", utterances["utterance_id"].to_numpy())
+    return table
+
+
+def normalise_by_speaker(values: np.ndarray, speakers: np.ndarray) -> np.ndarray:
+    """Standardise each column over all of a speaker's clips, to mean 0 and standard deviation 1.
+
+    Takes away what is the speaker's (a high voice, a loud microphone). It needs the speaker's own unlabelled clips,
+    and profits from their being balanced: results carry the variant *speaker-normalised*.
+
+    Parameters
+    ----------
+    values : np.ndarray [shape=(n_utterances, n_features)]
+    speakers : np.ndarray [shape=(n_utterances,)]
+    """
+    result = np.empty(values.shape, np.float32)
+    for speaker in np.unique(speakers):
+        mine = values[speakers == speaker].astype(np.float64)
+        result[speakers == speaker] = (mine - mine.mean(axis=0)) / (mine.std(axis=0) + 1e-6)
+    return result
+
+
+def _stored_functionals(path, start_s, end_s, audio_hash, front_end, recipe):
+    def compute():
+        row = functionals(audio.load(path, start_s, end_s, front_end.sampling_rate), front_end)
+        return {"values": np.array(list(row.values()), np.float32), "names": np.array(list(row))}
+
+    stored = fetch("functionals", recipe_hash(audio_hash, recipe), compute)
+    return stored["values"], stored["names"]
+
+
+@cache
+def _module_source() -> str:
+    import inspect
+    import sys
+
+    return inspect.getsource(sys.modules[__name__]) + inspect.getsource(audio)
+
+
+# --- descriptors --------------------------------------------------------------------------------------------------
+
+
+def _blocks(signal: np.ndarray, fe: FrontEnd) -> list[tuple[np.ndarray, list[str]]]:
+    """Descriptors in groups; the fine mel bands come first."""
+    power, frames = _power_spectrum(signal, fe)
+    magnitude = np.sqrt(power)
+    fine = _db(power @ _mel_filters(fe, fe.n_mels))
+    bands = _db(power @ _mel_filters(fe, fe.n_bands))
+    mfcc = fine @ _dct_matrix(fe.n_mels, fe.n_mfcc)
+    blocks = [
+        (fine, [f"mel{i:03d}_db" for i in range(fe.n_mels)]),
+        (_energy(frames), ["rms_db", "zero_crossing"]),
+        (_voice(power, frames, fe), ["f0_st", "voicing", "hnr_db", "jitter", "shimmer_db"]),
+        (_spectral_shape(power, magnitude, fe),
+         ["centroid_hz", "bandwidth_hz", "rolloff85_hz", "rolloff01_hz", "flatness_db", "alpha_ratio_db",
+          "hammarberg_db", "slope0500_db", "slope1500_db"]),
+        (_flux(fine), ["flux_db"]),
+        (_contrast(magnitude, fe), [f"contrast{i}_db" for i in range(7)]),
+        (_chroma(power, fe), [f"chroma{i:02d}" for i in range(12)]),
+        (mfcc, [f"mfcc{i:02d}" for i in range(fe.n_mfcc)]),
+        (bands, [f"band{i:02d}_db" for i in range(fe.n_bands)]),
+    ]
+    if fe.harmonic:
+        harmonic, percussive = librosa.decompose.hpss(magnitude.T)
+        share = (harmonic**2).sum(axis=0) / ((harmonic**2 + percussive**2).sum(axis=0) + _FLOOR)
+        blocks.append((share[:, None], ["harmonic_share"]))
+    return blocks
+
+
+def _power_spectrum(signal: np.ndarray, fe: FrontEnd) -> tuple[np.ndarray, np.ndarray]:
+    """Return power (n_frames, n_fft // 2 + 1), scaled so that a full-scale sine peaks near 1, and the raw frames."""
+    half = fe.win_length // 2
+    padded = np.pad(signal.astype(np.float32), (half, half))
+    frames = sliding_window_view(padded, fe.win_length)[:: fe.hop_length]
+    window = _window(fe.win_length)
+    spectrum = scipy.fft.rfft(frames * window, fe.n_fft, axis=1)
+    return (spectrum.real**2 + spectrum.imag**2) * (2 / window.sum()) ** 2, frames
+
+
+def _energy(frames: np.ndarray) -> np.ndarray:
+    rms = 10 * np.log10(np.einsum("ij,ij->i", frames, frames) / frames.shape[1] + _FLOOR)
+    negative = np.signbit(frames)
+    return np.column_stack([rms, (negative[:, 1:] != negative[:, :-1]).mean(axis=1)])
+
+
+def _voice(power: np.ndarray, frames: np.ndarray, fe: FrontEnd) -> np.ndarray:
+    """F0 (semitones above 55 Hz), voicing strength (0–1), harmonics-to-noise ratio (dB), jitter, shimmer (dB)."""
+    shortest, longest = round(fe.sampling_rate / fe.f0_max), round(fe.sampling_rate / fe.f0_min)
+    correlation = scipy.fft.irfft(power, fe.n_fft, axis=1)[:, : longest + 2]
+    correlation = correlation / (correlation[:, :1] + _FLOOR) / _window_correlation(fe)[: longest + 2]
+    inner = correlation[:, shortest: longest + 1]
+    peak = (inner >= correlation[:, shortest - 1: longest]) & (inner > correlation[:, shortest + 1: longest + 2])
+    # a small bonus for short lags, so that a period is not mistaken for two (Boersma's octave cost)
+    octaves = np.log2(np.arange(shortest, longest + 1, dtype=np.float32) / shortest)
+    best = np.where(peak, inner - 0.02 * octaves, -1).argmax(axis=1)
+    index = best + shortest
+    row = np.arange(len(index))
+    left, middle, right = (correlation[row, index + k] for k in (-1, 0, 1))
+    curvature = left - 2 * middle + right
+    shift = np.where(curvature < -1e-6, 0.5 * (left - right) / np.minimum(curvature, -1e-6), 0)
+    period = (index + np.clip(shift, -0.5, 0.5)) / fe.sampling_rate
+    strength = np.clip(middle, 1e-4, 1 - 1e-4)
+    loud = power.sum(axis=1)
+    voiced = (strength > fe.voicing) & peak[row, best] & (loud > 1e-4 * loud.max())  # within 40 dB of the loudest
+    both = voiced[1:] & voiced[:-1]
+    jitter = np.where(both, np.abs(np.diff(period)) / period[1:], np.nan)
+    amplitude = 20 * np.log10(np.abs(frames).max(axis=1) + _FLOOR)
+    shimmer = np.where(both, np.abs(np.diff(amplitude)), np.nan)
+    jitter, shimmer = (np.concatenate([[np.nan], x]) for x in (np.where(jitter < 0.2, jitter, np.nan), shimmer))
+    unvoiced = np.where(voiced, 0, np.nan)
+    return np.column_stack([12 * np.log2(1 / period / 55) + unvoiced, strength,
+                            10 * np.log10(strength / (1 - strength)) + unvoiced, jitter, shimmer])
+
+
+def _spectral_shape(power: np.ndarray, magnitude: np.ndarray, fe: FrontEnd) -> np.ndarray:
+    frequency = np.fft.rfftfreq(fe.n_fft, 1 / fe.sampling_rate).astype(np.float32)
+    total = magnitude.sum(axis=1) + _FLOOR
+    centroid = magnitude @ frequency / total
+    spread = np.sqrt(np.maximum(magnitude @ frequency**2 / total - centroid**2, 0))
+    cumulated = np.cumsum(magnitude, axis=1)
+    rolloff = [frequency[(cumulated < share * cumulated[:, -1:]).sum(axis=1).clip(max=len(frequency) - 1)]
+               for share in (0.85, 0.01)]
+    level = 10 * np.log10(power + _FLOOR)
+    flatness = level.mean(axis=1) - 10 * np.log10(power.mean(axis=1) + _FLOOR)
+
+    def band(low, high):
+        return slice(*np.searchsorted(frequency, [low, high]))
+
+    def slope(low, high):  # dB per kHz
+        x = frequency[band(low, high)] / 1000
+        x = x - x.mean()
+        return level[:, band(low, high)] @ (x / (x @ x))
+
+    alpha = _db(power[:, band(50, 1000)].sum(axis=1)) - _db(power[:, band(1000, 5000)].sum(axis=1))
+    hammarberg = level[:, band(0, 2000)].max(axis=1) - level[:, band(2000, 5000)].max(axis=1)
+    return np.column_stack([centroid, spread, *rolloff, flatness, alpha, hammarberg, slope(0, 500), slope(500, 1500)])
+
+
+def _flux(fine: np.ndarray) -> np.ndarray:
+    """Mean rise of the mel bands since the frame before, in dB."""
+    rise = np.maximum(np.diff(fine, axis=0, prepend=fine[:1]), 0)
+    return rise.mean(axis=1, keepdims=True)
+
+
+def _contrast(magnitude: np.ndarray, fe: FrontEnd) -> np.ndarray:
+    """Peak over valley in octave bands from 100 Hz (Jiang et al., "Music type classification …", ICME 2002)."""
+    frequency = np.fft.rfftfreq(fe.n_fft, 1 / fe.sampling_rate)
+    edges = np.searchsorted(frequency, [0, *(100 * 2.0 ** np.arange(6)), fe.sampling_rate])
+    columns = []
+    for low, high in zip(edges[:-1], edges[1:], strict=True):
+        count = max(round(0.02 * (high - low)), 1)
+        band = magnitude[:, low:high]
+        if count == 1:
+            valley, peak = band.min(axis=1), band.max(axis=1)
+        else:
+            ordered = np.partition(band, (count - 1, band.shape[1] - count), axis=1)
+            valley, peak = ordered[:, :count].mean(axis=1), ordered[:, -count:].mean(axis=1)
+        columns.append(_db(peak**2) - _db(valley**2))
+    return np.column_stack(columns)
+
+
+def _chroma(power: np.ndarray, fe: FrontEnd) -> np.ndarray:
+    raw = power @ _chroma_filters(fe)
+    return raw / (raw.max(axis=1, keepdims=True) + _FLOOR)
+
+
+def _db(power: np.ndarray) -> np.ndarray:
+    return 10 * np.log10(np.maximum(power, _FLOOR))
+
+
+@cache
+def _window(win_length: int) -> np.ndarray:
+    return scipy.signal.get_window("hann", win_length).astype(np.float32)
+
+
+@cache
+def _window_correlation(fe: FrontEnd) -> np.ndarray:
+    correlation = scipy.fft.irfft(np.abs(scipy.fft.rfft(_window(fe.win_length), fe.n_fft)) ** 2, fe.n_fft)
+    return (correlation / correlation[0]).astype(np.float32)
+
+
+@cache
+def _mel_filters(fe: FrontEnd, n_mels: int) -> np.ndarray:
+    # norm=None: a band's value is its power, whatever its width
+    return librosa.filters.mel(sr=fe.sampling_rate, n_fft=fe.n_fft, n_mels=n_mels, norm=None).T.copy()
+
+
+@cache
+def _chroma_filters(fe: FrontEnd) -> np.ndarray:
+    return librosa.filters.chroma(sr=fe.sampling_rate, n_fft=fe.n_fft).T.astype(np.float32)
+
+
+@cache
+def _dct_matrix(n: int, k: int) -> np.ndarray:
+    return scipy.fft.dct(np.eye(n), norm="ortho", axis=1)[:, :k].astype(np.float32)
+
+
+# --- functionals --------------------------------------------------------------------------------------------------
+
+
+def _curve_functionals(curves: np.ndarray, voiced: np.ndarray, fe: FrontEnd) -> dict[str, np.ndarray]:
+    """Statistics of each curve over its finite frames, shape (n_descriptors,) each."""
+    n = np.isfinite(curves).sum(axis=0).clip(min=1)
+    filled = np.where(np.isfinite(curves), curves, 0)
+    present = np.isfinite(curves)
+    mean = filled.sum(axis=0) / n
+    centred = np.where(present, curves - mean, 0)
+    ordered = np.sort(curves, axis=0)  # NaN go last
+    time = np.arange(len(curves), dtype=np.float32)[:, None] * (fe.hop_length / fe.sampling_rate)
+    time = np.where(present, time, 0) - (np.where(present, time, 0).sum(axis=0) / n)
+    time = np.where(present, time, 0)
+    weight = (voiced[:, None] & present).astype(np.float32)
+    n_voiced = weight.sum(axis=0).clip(min=1)
+    voiced_mean = (filled * weight).sum(axis=0) / n_voiced
+    voiced_var = ((filled - voiced_mean) ** 2 * weight).sum(axis=0) / n_voiced
+    result = {"mean": mean, "std": np.sqrt((centred**2).sum(axis=0) / n),
+              "slope": (centred * time).sum(axis=0) / ((time**2).sum(axis=0) + 1e-6)}
+    for name, share in [("min", 0), ("p05", 0.05), ("p25", 0.25), ("p50", 0.5), ("p75", 0.75), ("p95", 0.95),
+                        ("max", 1)]:
+        result[name] = _ordered_percentile(ordered, n, share)
+    return result | {"voiced_mean": voiced_mean, "voiced_std": np.sqrt(voiced_var)}
+
+
+def _delta_functionals(curves: np.ndarray, fe: FrontEnd) -> dict[str, np.ndarray]:
+    """Statistics of the change per second, by regression over ±2 frames."""
+    padded = np.pad(curves, ((2, 2), (0, 0)), mode="edge")
+    n = len(curves)
+    delta = (2 * (padded[4: n + 4] - padded[:n]) + padded[3: n + 3] - padded[1: n + 1]) / 10
+    delta *= fe.sampling_rate / fe.hop_length
+    present = np.isfinite(delta)
+    count = present.sum(axis=0).clip(min=1)
+    filled = np.where(present, delta, 0)
+    mean = filled.sum(axis=0) / count
+    ordered = np.sort(delta, axis=0)
+    return {"delta_abs": np.abs(filled).sum(axis=0) / count,
+            "delta_std": np.sqrt((np.where(present, delta - mean, 0) ** 2).sum(axis=0) / count),
+            "delta_p05": _ordered_percentile(ordered, count, 0.05),
+            "delta_p95": _ordered_percentile(ordered, count, 0.95)}
+
+
+def _ordered_percentile(ordered: np.ndarray, n: np.ndarray, share: float) -> np.ndarray:
+    """Linear interpolation between the neighbouring order statistics; the first `n` rows of a column count."""
+    position = share * (n - 1)
+    below = np.floor(position).astype(int)
+    above = np.minimum(below + 1, n - 1)
+    column = np.arange(ordered.shape[1])
+    low, high = ordered[below, column], ordered[above, column]
+    return low + (position - below) * (high - low)
+
+
+def _clip_numbers(signal, curves, names, voiced, fe: FrontEnd) -> dict[str, float]:
+    """Numbers of the whole clip: durations, rhythm of voicing and pauses, amplitude, tuning."""
+    level = curves[:, names.index("rms_db")]
+    pause = level < level.max() - 30
+    starts = np.flatnonzero(np.diff(np.concatenate([[0], voiced.astype(int)])) == 1)
+    seconds = max(len(signal) / fe.sampling_rate, 0.01)
+    n_voiced = max(len(starts), 1)
+    f0 = curves[voiced, names.index("f0_st")]
+    peaks = (level[1:-1] > level[:-2]) & (level[1:-1] >= level[2:]) & (level[1:-1] > level.max() - 20)
+    return {"duration_s": seconds, "voiced_share": voiced.mean(), "pause_share": pause.mean(),
+            "voiced_stretches_per_s": len(starts) / seconds,
+            "voiced_stretch_s": voiced.sum() * fe.hop_length / fe.sampling_rate / n_voiced,
+            "loudness_peaks_per_s": peaks.sum() / seconds,
+            "tuning": librosa.pitch_tuning(55 * 2 ** (f0 / 12)) if len(f0) else 0.0,
+            "amplitude__mean": np.abs(signal).mean(), "amplitude__std": np.abs(signal).std()}

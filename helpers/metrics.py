@@ -1,0 +1,223 @@
+"""Metrics, always computed from saved predictions.
+
+Conventions
+-----------
+``truth`` and the prediction (the column ``p_<emotion>`` with the highest probability) are emotion names. UAR, WA and
+macro-F1 are fractions (0–1). Pooled means over all test rows together; results are read from rows with the role *test*.
+
+Metrics
+-------
+UAR
+    unweighted average recall: the mean over emotions of the share that was recognised (= macro recall = balanced
+    accuracy = "UA"). Chance is 1 / number of emotions, whatever the class balance.
+WA
+    weighted accuracy: the share of all utterances that was recognised.
+ECE, NLL
+    expected calibration error (15 bins) and negative log-likelihood (nats): is a probability to be believed?
+
+Run ``python -m helpers.metrics FOLDER`` to print the results of a folder of predictions.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from helpers import corpora
+from helpers.tables import read_table
+
+N_BOOTSTRAP = 2000
+MIN_SPEAKERS = 8  # fewer say nothing of how much speakers differ: no interval
+
+
+def probabilities(predictions: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
+    """Return (probabilities of shape ``(n_rows, n_emotions)``, emotions in the project's order)."""
+    emotions = corpora.emotion_order(c[2:] for c in predictions.columns if c.startswith("p_"))
+    return predictions[[f"p_{e}" for e in emotions]].to_numpy(float), emotions
+
+
+def predicted(predictions: pd.DataFrame) -> np.ndarray:
+    """Return the most probable emotion of each row."""
+    values, emotions = probabilities(predictions)
+    return np.array(emotions)[values.argmax(axis=1)]
+
+
+def confusion(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Return counts, rows truth, columns prediction, both in the project's order of emotions."""
+    _, emotions = probabilities(predictions)
+    table = pd.crosstab(predictions["truth"].to_numpy(str), predicted(predictions))
+    return table.reindex(index=emotions, columns=emotions, fill_value=0).rename_axis(index="truth", columns="prediction")
+
+
+def evaluate(predictions: pd.DataFrame, speakers: pd.Series, seed: int = 0) -> dict[str, float]:
+    """Compute all metrics of one model in one variant.
+
+    Parameters
+    ----------
+    predictions
+        Test rows of one variant: ``utterance_id, fold, truth, p_<emotion>…``.
+    speakers
+        Speaker of each ``utterance_id`` (the index).
+    seed
+        Of the bootstrap.
+
+    Returns
+    -------
+    dict
+        ``n, uar, uar_low, uar_high`` (95 % interval by bootstrap over speakers; NaN below eight speakers), ``uar_fold_mean,
+        wa, macro_f1, ece, nll``.
+
+    Raises
+    ------
+    ValueError
+        If an utterance is predicted twice, or rows of more than one variant are given.
+    """
+    _check_rows(predictions)
+    counts = confusion(predictions).to_numpy(float)
+    probability, emotions = probabilities(predictions)
+    truth_column = predictions["truth"].map({e: i for i, e in enumerate(emotions)}).to_numpy()
+    low, high = _interval(_bootstrap_uar(*_speaker_confusions(predictions, speakers), seed))
+    recall, precision = _share(counts.diagonal(), counts.sum(axis=1)), _share(counts.diagonal(), counts.sum(axis=0))
+    f1 = _share(2 * recall * np.nan_to_num(precision), recall + np.nan_to_num(precision))
+    f1 = np.where(counts.sum(axis=1) > 0, np.nan_to_num(f1), np.nan)
+    return {
+        "n": len(predictions), "uar": uar(predictions), "uar_low": low, "uar_high": high,
+        "uar_fold_mean": float(np.mean([uar(rows) for _, rows in predictions.groupby("fold")])),
+        "wa": counts.diagonal().sum() / counts.sum(), "macro_f1": float(np.nanmean(f1)),
+        "ece": expected_calibration_error(predictions),
+        "nll": float(-np.log(probability[np.arange(len(probability)), truth_column].clip(1e-9)).mean()),
+    }
+
+
+def uar(predictions: pd.DataFrame) -> float:
+    """Unweighted average recall over the emotions that occur in ``truth``."""
+    counts = confusion(predictions).to_numpy(float)
+    return float(np.nanmean(_share(counts.diagonal(), counts.sum(axis=1))))
+
+
+def expected_calibration_error(predictions: pd.DataFrame, n_bins: int = 15) -> float:
+    """Mean distance between confidence and accuracy over equal-width bins of confidence (Guo et al., ICML 2017)."""
+    values, _ = probabilities(predictions)
+    confidence = values.max(axis=1)
+    right = predicted(predictions) == predictions["truth"].to_numpy(str)
+    bins = np.minimum((confidence * n_bins).astype(int), n_bins - 1)
+    gaps = [abs(right[bins == b].mean() - confidence[bins == b].mean()) * (bins == b).mean() for b in np.unique(bins)]
+    return float(np.sum(gaps))
+
+
+def paired_difference(first: pd.DataFrame, second: pd.DataFrame, speakers: pd.Series, seed: int = 0) -> dict[str, float]:
+    """Compare two models on the same test rows: UAR of the first less UAR of the second, bootstrapped over speakers.
+
+    Returns
+    -------
+    dict
+        ``difference``, ``low``, ``high`` (95 %), and ``p`` (two-sided; NaN below eight speakers).
+    """
+    if set(first["utterance_id"]) != set(second["utterance_id"]):
+        raise ValueError(f"the two tables hold different utterances ({len(first)} and {len(second)} rows): they can't be "
+                         "compared in pairs")
+    draws = [_bootstrap_uar(*_speaker_confusions(rows, speakers), seed) for rows in (first, second)]
+    low, high = _interval(draws[0] - draws[1])
+    difference = uar(first) - uar(second)
+    sides = [(draws[0] - draws[1] <= 0).mean(), (draws[0] - draws[1] >= 0).mean()]
+    p = np.nan if np.isnan(low) else min(1.0, 2 * max(min(sides), 1 / N_BOOTSTRAP))
+    return {"difference": difference, "low": low, "high": high, "p": p}
+
+
+def holm(p_values: list[float]) -> np.ndarray:
+    """Correct p-values for their number (S. Holm, Scand. J. Statist. 6, 1979)."""
+    p = np.asarray(p_values, float)
+    order = np.argsort(p)
+    stepped = np.maximum.accumulate((len(p) - np.arange(len(p))) * p[order])
+    corrected = np.empty_like(p)
+    corrected[order] = np.minimum(stepped, 1)
+    return corrected
+
+
+def results_table(models: dict[str, pd.DataFrame], folds: pd.DataFrame, protocol: str) -> pd.DataFrame:
+    """Evaluate every model in every variant it has, with the majority baseline beside them.
+
+    Parameters
+    ----------
+    models
+        Name → predictions table.
+    folds
+        The folds table that they were made on.
+    protocol
+        What a reader needs beside a number: corpus, policy, folds, seed.
+
+    Returns
+    -------
+    pd.DataFrame
+        One row per model and variant, best first within a variant; schema ``results``.
+    """
+    speakers = folds.drop_duplicates("utterance_id").set_index("utterance_id")["speaker"]
+    rows = []
+    for name, predictions in (models | {"majority": majority(folds)}).items():
+        for variant, part in predictions.loc[predictions["role"] == "test"].groupby("variant"):
+            line = f"{protocol}, {part['fold'].nunique()} folds, {variant}" + (", pretrained" if part["pretrained"].any() else "")
+            rows.append({"model": name, "variant": variant, "pretrained": bool(part["pretrained"].any()),
+                         **evaluate(part, speakers), "protocol": line})
+    return pd.DataFrame(rows).sort_values(["variant", "uar"], ascending=[True, False], ignore_index=True)
+
+
+def majority(folds: pd.DataFrame) -> pd.DataFrame:
+    """Predict each fold's class shares in training, whatever the clip: what a model has to beat."""
+    emotions = corpora.emotion_order(folds["emotion"])
+    shares = (folds.loc[folds["role"] == "train"].groupby("fold")["emotion"].value_counts(normalize=True)
+              .unstack(fill_value=0).reindex(columns=emotions, fill_value=0).add_prefix("p_"))
+    rows = folds.loc[folds["role"] != "train"].rename(columns={"emotion": "truth"}).drop(columns="speaker")
+    return rows.join(shares, on="fold").assign(variant="inductive", pretrained=False)
+
+
+def main() -> None:
+    """Print the results of a folder of predictions (with the ``folds.csv`` beside them)."""
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "data/results/ravdess/ravdess-8")
+    files = sorted(folder.glob("*.parquet")) or sorted(folder.glob("predictions/*.parquet"))
+    if not files:
+        sys.exit(f"{folder}: found no predictions (*.parquet). Published ones lie in data/results/<corpus>/<policy>.")
+    folds = read_table(folder / "folds.csv", "folds")
+    models = {file.stem: read_table(file, "predictions") for file in files}
+    table = results_table(models, folds, f"{folder.parent.name} {folder.name}")
+    print(f"{folder}: {folds['utterance_id'].nunique()} utterances, {folds['speaker'].nunique()} speakers, "
+          f"{folds['fold'].nunique()} folds. UAR with 95 % interval over speakers; see README for the two variants.\n")
+    for variant, part in table.groupby("variant"):
+        print(variant)
+        for row in part.itertuples():
+            print(f"  {row.model:<24} UAR {row.uar:.3f} [{row.uar_low:.3f}, {row.uar_high:.3f}]   mean of folds "
+                  f"{row.uar_fold_mean:.3f}   WA {row.wa:.3f}   macro-F1 {row.macro_f1:.3f}   ECE {row.ece:.3f}")
+
+
+def _check_rows(predictions: pd.DataFrame) -> None:
+    doubled = predictions["utterance_id"].duplicated()
+    if doubled.any():
+        raise ValueError(f"{doubled.sum()} utterances are predicted more than once, e.g. "
+                         f"{predictions.loc[doubled, 'utterance_id'].head(3).tolist()}: give the test rows of one variant")
+
+
+def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=np.asarray(whole) > 0)
+
+
+def _speaker_confusions(predictions: pd.DataFrame, speakers: pd.Series) -> tuple[np.ndarray, int]:
+    """Return one confusion matrix per speaker, in the order of the speakers' names, and the number of speakers."""
+    names = speakers.loc[predictions["utterance_id"]].to_numpy(str)
+    matrices = np.stack([confusion(predictions[names == name]).to_numpy(float) for name in np.unique(names)])
+    return matrices, len(matrices)
+
+
+def _bootstrap_uar(matrices: np.ndarray, n_speakers: int, seed: int) -> np.ndarray:
+    """Draw speakers with replacement; the same seed draws the same speakers, so differences are paired."""
+    drawn = np.random.default_rng(seed).multinomial(n_speakers, np.full(n_speakers, 1 / n_speakers), N_BOOTSTRAP)
+    counts = np.tensordot(drawn, matrices, axes=1)
+    return np.nanmean(_share(np.diagonal(counts, axis1=1, axis2=2), counts.sum(axis=2)), axis=1) + (
+        0 if n_speakers >= MIN_SPEAKERS else np.nan)
+
+
+def _interval(draws: np.ndarray) -> tuple[float, float]:
+    return tuple(float(x) for x in np.percentile(draws, [2.5, 97.5]))
+
+
+if __name__ == "__main__":
+    main()

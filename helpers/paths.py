@@ -1,0 +1,30 @@
+"""Where things lie.
+
+Two environment variables move the two folders that can grow large:
+
+``SER_DATA``
+    folder of the raw corpora, one sub-folder each; only ever read, except by a download (default ``data/raw``).
+``SER_WORK``
+    folder of everything that is derived from them (default ``data/work``).
+"""
+
+import os
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+def data() -> Path:
+    """Return the folder of the raw corpora (``SER_DATA``)."""
+    return Path(os.environ.get("SER_DATA") or PROJECT / "data/raw").expanduser().resolve()
+
+
+def work(corpus: str = "", policy: str = "") -> Path:
+    """Return the folder of derived files (``SER_WORK``), of a corpus, or of one label policy of a corpus."""
+    root = Path(os.environ.get("SER_WORK") or PROJECT / "data/work").expanduser().resolve()
+    return root / corpus / policy
+
+
+def reports(corpus: str) -> Path:
+    """Return the folder of a corpus's executed notebooks and its report."""
+    return PROJECT / "reports" / corpus

@@ -1,0 +1,94 @@
+"""One style for all figures: each emotion has one colour and one place, everywhere."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+
+from helpers import paths
+from helpers.cache import write_atomically
+from helpers.corpora import EMOTIONS, emotion_order
+
+# Warm for high arousal, cool for low; distinguishable in print and with colour-blind eyes by lightness too
+_COLOURS = {"neutral": "#8c8c8c", "calm": "#7fb8ad", "happy": "#f2b134", "excited": "#f78d3f", "sad": "#3b6ea5",
+            "angry": "#c8373f", "frustrated": "#8a4b38", "fearful": "#7b52ab", "disgust": "#5c8a3a", "surprised": "#e377c2",
+            "bored": "#4fa3c7"}
+_OTHERS = ["#17becf", "#bcbd22", "#a05195", "#665191", "#2f4b7c", "#ff7c43"]
+
+
+def set_style() -> None:
+    """Use the project's style from here on."""
+    sns.set_theme(style="whitegrid", context="notebook")
+    plt.rcParams.update({"figure.dpi": 80, "savefig.dpi": 130, "figure.constrained_layout.use": True,
+                         "axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left",
+                         "axes.titlesize": 11, "figure.figsize": (9, 4)})
+
+
+def colours(emotions) -> dict[str, str]:
+    """Return emotion → colour, in the project's order; names it does not know get colours of their own."""
+    others = [e for e in emotion_order(emotions) if e not in EMOTIONS]
+    return {e: _COLOURS.get(e) or _OTHERS[others.index(e) % len(_OTHERS)] for e in emotion_order(emotions)}
+
+
+def save_figure(figure: plt.Figure, corpus: str, name: str) -> Path:
+    """Save a figure as ``SER_WORK/<corpus>/figures/<name>.png``; the report and the publishing take it from there.
+
+    Parameters
+    ----------
+    name
+        ``NN_what_it_shows``, NN being the notebook's number.
+    """
+    path = paths.work(corpus) / "figures" / f"{name}.png"
+    write_atomically(path, lambda handle: figure.savefig(handle, format="png", metadata={"Software": None}))
+    return path
+
+
+def confusion_matrix(counts: pd.DataFrame, axis: plt.Axes, title: str = "") -> None:
+    """Draw a confusion matrix: colour and number are the share of a row (recall), counts stay out of it.
+
+    Parameters
+    ----------
+    counts
+        From ``metrics.confusion``.
+    """
+    share = counts.div(counts.sum(axis=1).clip(lower=1), axis=0)
+    sns.heatmap(share, annot=share.map("{:.0%}".format), fmt="", cmap="Blues", vmin=0, vmax=1, cbar=False, ax=axis,
+                annot_kws={"size": 8}, linewidths=0.5)
+    axis.set(title=title, xlabel="prediction", ylabel="truth")
+    axis.tick_params(axis="x", rotation=45)
+    axis.tick_params(axis="y", rotation=0)
+
+
+def results_bars(results: pd.DataFrame, axis: plt.Axes, title: str = "") -> None:
+    """Draw UAR with its interval for every model of a results table, the variants side by side, best at the top.
+
+    Parameters
+    ----------
+    results
+        Schema ``results``.
+    """
+    order = results.groupby("model")["uar"].max().sort_values().index
+    palette = {"inductive": "#33658a", "speaker-normalised": "#86bbd8"}
+    for row in results.itertuples():
+        y = list(order).index(row.model) + (0.18 if row.variant == "inductive" else -0.18)
+        axis.barh(y, row.uar, height=0.34, color=palette[row.variant], zorder=2)
+        if np.isfinite(row.uar_low):
+            axis.plot([row.uar_low, row.uar_high], [y, y], color="#222222", lw=1, zorder=3)
+    axis.set_yticks(range(len(order)), order)
+    axis.set(title=title, xlabel="UAR (line: 95 % interval over speakers)", xlim=(0, 1))
+    axis.grid(axis="y", visible=False)
+    for variant in results["variant"].unique():
+        axis.barh(np.nan, np.nan, color=palette[variant], label=variant)
+    axis.legend(loc="lower right", fontsize=9)
+
+
+def recall_bars(counts: pd.DataFrame, axis: plt.Axes, title: str = "") -> None:
+    """Draw each emotion's recall in its colour, with chance as a line."""
+    recall = np.diag(counts) / counts.sum(axis=1).clip(lower=1)
+    palette = colours(counts.index)
+    axis.bar(recall.index, recall, color=[palette[e] for e in recall.index])
+    axis.axhline(1 / len(recall), color="#222222", lw=1, ls=":")
+    axis.set(title=title, ylabel="recall", ylim=(0, 1))
+    axis.tick_params(axis="x", rotation=45)

@@ -1,0 +1,145 @@
+"""Mel-spectrogram images: one 8-bit lossless PNG per utterance, and reading them back as one array.
+
+Conventions
+-----------
+A pixel is a mel band (rows, lowest at the bottom, as people draw it) in a 10 ms frame (columns). Its value maps
+``DB_MIN`` … ``DB_MAX`` (dB relative to full scale) to 0 … 255, the same for every clip: how loud a clip is stays visible.
+Files are at ``<folder>/<native emotion>/<stem>.png``, which any image-folder reader loads.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pandas as pd
+from PIL import Image, PngImagePlugin
+from tqdm.auto import tqdm
+
+from helpers import audio
+from helpers.cache import recipe_hash, write_atomically
+from helpers.features import FrontEnd, mel_spectrogram
+
+DB_MIN, DB_MAX = -100.0, -10.0  # dB; speech lies between, and a step is 0.35 dB
+
+
+def mel_image(signal: np.ndarray, front_end: FrontEnd = FrontEnd()) -> np.ndarray:
+    """Turn a signal into an image.
+
+    Parameters
+    ----------
+    signal : np.ndarray [shape=(n_samples,)]
+        Mono, at ``front_end.sampling_rate``; leading and trailing silence is cut off first.
+
+    Returns
+    -------
+    np.ndarray [shape=(n_mels, n_frames), uint8]
+        Row 0 is the highest band.
+    """
+    level = mel_spectrogram(audio.trim(signal, front_end.trim_db), front_end)
+    scaled = (level.T[::-1] - DB_MIN) * (255 / (DB_MAX - DB_MIN))
+    return np.clip(np.round(scaled), 0, 255).astype(np.uint8)
+
+
+def write_images(utterances: pd.DataFrame, folder: Path, front_end: FrontEnd = FrontEnd(), n_jobs: int = -1) -> pd.DataFrame:
+    """Write every utterance's image, in parallel; an image made with the same recipe is left as it is.
+
+    Parameters
+    ----------
+    utterances
+        With ``utterance_id``, ``path``, ``start_s``, ``end_s``, ``audio_hash`` and ``emotion_native``.
+    folder
+        Where to write.
+
+    Returns
+    -------
+    pd.DataFrame
+        ``utterance_id``, ``image`` (path relative to `folder`) and ``n_frames``.
+    """
+    recipe = recipe_hash(asdict(front_end), DB_MIN, DB_MAX, mel_image, mel_spectrogram)
+    names = [f"{u.emotion_native}/{u.utterance_id.split('/', 1)[1]}.png" for u in utterances.itertuples()]
+    jobs = (joblib.delayed(_write_image)(u.path, u.start_s, u.end_s, Path(folder) / name,
+                                         recipe_hash(u.audio_hash, recipe), front_end)
+            for u, name in zip(utterances.itertuples(), names, strict=True))
+    widths = joblib.Parallel(n_jobs=n_jobs, return_as="generator", batch_size=8)(jobs)
+    n_frames = list(tqdm(widths, total=len(utterances), desc="images", unit="clip", mininterval=1))
+    return pd.DataFrame({"utterance_id": utterances["utterance_id"].to_numpy(), "image": names, "n_frames": n_frames})
+
+
+def read_images(images: pd.DataFrame, folder: Path, n_frames: int, shrink: int = 1) -> np.ndarray:
+    """Read images into one array, padded with silence or cut at the end to one width.
+
+    Parameters
+    ----------
+    images
+        As :func:`write_images` returns it.
+    n_frames
+        Width in frames (10 ms each). Choose it without looking at test clips, e.g. as a round number of seconds.
+    shrink
+        Average blocks of this many bands and frames into one pixel.
+
+    Returns
+    -------
+    np.ndarray [shape=(n_images, n_mels // shrink, n_frames // shrink), uint8]
+
+    Raises
+    ------
+    ValueError
+        If an image has another number of bands than the first.
+    """
+    stack = None
+    for i, name in enumerate(images["image"]):
+        with Image.open(Path(folder) / name) as file:
+            pixels = np.asarray(file)
+        if stack is None:
+            stack = np.zeros((len(images), pixels.shape[0] // shrink, n_frames // shrink), np.uint8)
+        if pixels.shape[0] // shrink != stack.shape[1]:
+            raise ValueError(f"{Path(folder) / name} has {pixels.shape[0]} bands, the others {stack.shape[1] * shrink}: "
+                             "run notebook 04 again, it writes them all alike")
+        width = min(pixels.shape[1], n_frames) // shrink
+        blocks = pixels[: stack.shape[1] * shrink, : width * shrink]
+        stack[i, :, :width] = blocks.reshape(-1, shrink, width, shrink).mean(axis=(1, 3)).round() if shrink > 1 else blocks
+    return stack
+
+
+def normalise_by_speaker(stack: np.ndarray, speakers: np.ndarray) -> np.ndarray:
+    """Standardise each band over all of a speaker's clips; padding stays padding.
+
+    Needs the speaker's own unlabelled clips: results carry the variant *speaker-normalised*.
+
+    Parameters
+    ----------
+    stack : np.ndarray [shape=(n_images, n_bands, n_frames), uint8]
+        From :func:`read_images`; columns that are 0 throughout are padding.
+    speakers : np.ndarray [shape=(n_images,)]
+
+    Returns
+    -------
+    np.ndarray [shape as stack, uint8]
+        Four standard deviations below … above the speaker's mean mapped to 1 … 255; padding is 0.
+    """
+    result = np.zeros_like(stack)
+    for speaker in np.unique(speakers):
+        mine = stack[speakers == speaker].astype(np.float32)
+        heard = mine.any(axis=1, keepdims=True)
+        n = heard.sum(axis=(0, 2), keepdims=True).clip(min=1)
+        mean = (mine * heard).sum(axis=(0, 2), keepdims=True) / n
+        std = np.sqrt((((mine - mean) * heard) ** 2).sum(axis=(0, 2), keepdims=True) / n) + 1
+        result[speakers == speaker] = np.where(heard, np.clip(np.round(128 + 32 * (mine - mean) / std), 1, 255), 0)
+    return result
+
+
+def _write_image(path, start_s, end_s, target: Path, recipe: str, front_end: FrontEnd) -> int:
+    """Write one image with its recipe in it; return its width in frames."""
+    try:
+        with Image.open(target) as file:
+            if file.info.get("recipe") == recipe:
+                file.verify()  # cut short by a kill of the machine? then it is made again
+                return file.width
+    except (FileNotFoundError, SyntaxError, OSError):
+        pass
+    image = Image.fromarray(mel_image(audio.load(path, start_s, end_s, front_end.sampling_rate), front_end))
+    note = PngImagePlugin.PngInfo()
+    note.add_text("recipe", recipe)
+    write_atomically(target, lambda handle: image.save(handle, "PNG", compress_level=3, pnginfo=note))
+    return image.width

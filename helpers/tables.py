@@ -1,0 +1,194 @@
+"""The tables that notebooks hand to each other: declared, written atomically, with their provenance beside them.
+
+Conventions
+-----------
+The key of every row is ``utterance_id`` = ``<corpus>/<stem>``. A table ``x.parquet`` has a sidecar ``x.parquet.json``:
+which notebook wrote it, with which parameters, from which inputs (with their hashes), in how many seconds.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import time
+import warnings
+from datetime import datetime, timezone
+from functools import cache as remember
+from pathlib import Path
+
+import pandas as pd
+import pandera.pandas as pa
+
+from helpers import paths
+from helpers.cache import write_atomically
+
+_STARTED = time.time()
+_READ: dict[str, str] = {}  # inputs this process has read, with their hashes
+
+_ID = pa.Column(str, pa.Check.str_matches(r"^[^/]+/.+$"))
+_PROBABILITY = pa.Column(float, pa.Check.in_range(-1e-6, 1 + 1e-6), regex=True)
+_ROLE = pa.Column(str, pa.Check.isin(["train", "valid", "test"]))
+
+SCHEMAS = {
+    "utterances": pa.DataFrameSchema({
+        "utterance_id": pa.Column(str, pa.Check.str_matches(r"^[^/]+/.+$"), unique=True),
+        "path": pa.Column(str),
+        "start_s": pa.Column(float, nullable=True),
+        "end_s": pa.Column(float, nullable=True),
+        "speaker": pa.Column(str), "sex": pa.Column(str, pa.Check.isin(["female", "male", "unknown"])),
+        "group": pa.Column(str), "sentence": pa.Column(str), "text": pa.Column(str),
+        "emotion_native": pa.Column(str), "intensity": pa.Column(str),
+        "valence": pa.Column(float, nullable=True), "arousal": pa.Column(float, nullable=True),
+        "dominance": pa.Column(float, nullable=True),
+        "duration_s": pa.Column(float, pa.Check.ge(0), nullable=True),
+        "audio_hash": pa.Column(str), "quality": pa.Column(str),
+    }, strict=False, coerce=True),
+    "functionals": pa.DataFrameSchema({
+        "utterance_id": pa.Column(str, pa.Check.str_matches(r"^[^/]+/.+$"), unique=True),
+        r"^(?!utterance_id).*$": pa.Column("float32", regex=True),
+    }, strict=True),
+    "folds": pa.DataFrameSchema({
+        "utterance_id": _ID, "emotion": pa.Column(str), "speaker": pa.Column(str),
+        "fold": pa.Column(int, pa.Check.ge(1)), "role": _ROLE,
+    }, strict=True, unique=["utterance_id", "fold"], coerce=True),
+    "predictions": pa.DataFrameSchema({
+        "utterance_id": _ID, "fold": pa.Column(int, pa.Check.ge(1)),
+        "role": pa.Column(str, pa.Check.isin(["valid", "test"])),
+        "variant": pa.Column(str, pa.Check.isin(["inductive", "speaker-normalised"])),
+        "pretrained": pa.Column(bool), "truth": pa.Column(str), r"^p_.+$": _PROBABILITY,
+    }, strict=True, unique=["utterance_id", "fold", "role", "variant"], coerce=True),
+    "results": pa.DataFrameSchema({
+        "model": pa.Column(str), "variant": pa.Column(str), "pretrained": pa.Column(bool), "n": pa.Column(int),
+        **{name: pa.Column(float, nullable=True) for name in
+           ["uar", "uar_low", "uar_high", "uar_fold_mean", "wa", "macro_f1", "ece", "nll"]},
+        "protocol": pa.Column(str),
+    }, strict=True, unique=["model", "variant"], coerce=True),
+}
+
+
+def write_table(frame: pd.DataFrame, path: Path, schema: str, *, notebook: str = "", parameters: dict | None = None,
+                ) -> Path:
+    """Check a table against its schema and write it with a provenance sidecar.
+
+    Parameters
+    ----------
+    frame
+        The table; its index is not written.
+    path
+        Ending in ``.parquet`` or ``.csv``.
+    schema
+        A name in ``SCHEMAS``.
+    notebook, parameters
+        Who wrote it and with which settings; kept in the sidecar.
+
+    Raises
+    ------
+    ValueError
+        If the table breaks its schema; up to ten offending rows are shown, and nothing is written.
+    """
+    path = Path(path)
+    frame = _validated(frame, schema, path)
+    if path.suffix == ".parquet":
+        write_atomically(path, lambda handle: frame.to_parquet(handle, index=False))
+    else:
+        write_atomically(path, lambda handle: frame.to_csv(handle, index=False, lineterminator="\n"))
+    sidecar = {
+        "table": path.name, "schema": schema, "rows": len(frame), "sha256": file_hash(path),
+        "notebook": notebook, "parameters": parameters or {},
+        "inputs": {name: digest for name, digest in _READ.items() if name != _name(path)},
+        "seconds": round(time.time() - _STARTED, 1), "written": datetime.now(timezone.utc).isoformat("T", "seconds"),
+        "versions": {"python": platform.python_version(), "pandas": pd.__version__},
+    }
+    text = json.dumps(sidecar, indent=1, default=str).encode()
+    write_atomically(path.with_name(path.name + ".json"), lambda handle: handle.write(text))
+    _log("write", str(path.resolve()), sidecar["sha256"])
+    return path
+
+
+def read_table(path: Path, schema: str) -> pd.DataFrame:
+    """Read a table and check it; tell when one of *its* inputs has changed since it was written.
+
+    Interactively a stale table gives a warning that names the notebook to run again; in a headless run it stops.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the table is not there; the message names the notebook that writes it.
+    ValueError
+        If it breaks its schema, or is stale in a headless run.
+    """
+    path = Path(path)
+    if not path.is_file():
+        maker = {"utterances": "02", "functionals": "03", "folds": "05", "predictions": "07 or 11", "results": "18"}
+        raise FileNotFoundError(f"{path} is not there. Notebook {maker.get(schema, '?')} writes it: run that first "
+                                "(or ./run_all.sh, which runs what is missing).")
+    frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, keep_default_na=False)
+    frame = _validated(frame, schema, path)
+    note_input(_name(path), file_hash(path), str(path.resolve()))
+    changed = [name for name, digest in provenance(path).get("inputs", {}).items()
+               if not name.startswith("raw:") and _changed(name, digest)]
+    if changed:
+        message = (f"{path.name} was made by notebook {provenance(path).get('notebook') or '?'} from {changed}, which "
+                   "changed since: run that notebook again.")
+        if os.environ.get("SER_RUN_LOG"):
+            raise ValueError(message)
+        warnings.warn(message, stacklevel=2)
+    return frame
+
+
+def provenance(path: Path) -> dict:
+    """Return a table's sidecar; empty when it has none."""
+    sidecar = Path(path).with_name(Path(path).name + ".json")
+    return json.loads(sidecar.read_text()) if sidecar.is_file() else {}
+
+
+def file_hash(path: Path) -> str:
+    """Return the sha256 of a file's content."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there")
+    stat = path.stat()
+    return _file_hash(str(path), stat.st_mtime_ns, stat.st_size)
+
+
+def note_input(name: str, digest: str, logged_as: str = "") -> None:
+    """Remember that this process read something, for the sidecars of what it writes later."""
+    _READ[name] = digest
+    _log("read", logged_as or name, digest)
+
+
+def note_output(path: Path) -> None:
+    """Tell the run log of an output that is no table (an array file, say), so that its loss is noticed."""
+    _log("write", str(Path(path).resolve()), file_hash(path))
+
+
+@remember
+def _file_hash(path: str, mtime_ns: int, size: int) -> str:
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _validated(frame: pd.DataFrame, schema: str, path: Path) -> pd.DataFrame:
+    try:
+        return SCHEMAS[schema].validate(frame, lazy=True)
+    except pa.errors.SchemaErrors as errors:
+        cases = errors.failure_cases[["column", "check", "failure_case", "index"]].head(10)
+        raise ValueError(f"{path.name} is not a valid {schema!r} table ({len(errors.failure_cases)} faults, the first "
+                         f"ten below); nothing was written.\n{cases.to_string(index=False)}") from None
+
+
+def _name(path: Path) -> str:
+    """Name an input by its place under SER_WORK, so that the folder can move."""
+    path = Path(path).resolve()
+    return path.relative_to(paths.work()).as_posix() if path.is_relative_to(paths.work()) else str(path)
+
+
+def _changed(name: str, digest: str) -> bool:
+    path = paths.work() / name
+    return path.is_file() and file_hash(path) != digest
+
+
+def _log(event: str, path: str, digest: str) -> None:
+    if log := os.environ.get("SER_RUN_LOG"):
+        with open(log, "a", encoding="utf-8") as handle:
+            handle.write(json.dumps({"event": event, "path": path, "sha256": digest}) + "\n")

@@ -1,0 +1,389 @@
+"""The pipeline on tiny made-up notebooks; most tests replace papermill by running the cells in this process."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from helpers import pipeline
+
+HELPERS = Path(pipeline.__file__).parent
+ROOT = HELPERS.parent
+LOG = "import json, os\ndef log(**line): print(json.dumps(line), file=open(os.environ['SER_RUN_LOG'], 'a'))\n"
+READ_AND_WRITE = LOG + """import hashlib, pathlib
+digest = lambda path: hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
+if IN: log(event='read', path=IN, sha256=digest(IN))
+if OUT:
+    pathlib.Path(OUT).write_text(f'{pathlib.Path(IN).read_text() if IN else ""}{EPOCHS}')
+    log(event='write', path=OUT, sha256=digest(OUT))
+    log(event='read', path=OUT, sha256=digest(OUT))"""
+CORPORA = """from types import SimpleNamespace as Record
+CORPORA = {"demo": Record(default_policy="four", policies={"four": {}, "two": {}}, synthetic=True)}
+get = CORPORA.__getitem__
+def fingerprint(name): return "as it was"
+"""
+RESULTS = """model,variant,pretrained,n,uar,uar_low,uar_high,uar_fold_mean,wa,macro_f1,ece,nll,protocol
+svm,inductive,False,96,0.61,0.55,0.68,0.60,0.62,0.6,0.05,1.02,"demo, four"
+average,inductive,False,96,0.662,0.6,0.72,0.65,0.66,0.65,0.03,0.91,"demo, four"
+majority,inductive,False,96,0.25,,,0.25,0.31,0.12,,,"demo, four"
+svm,speaker-normalised,False,96,0.7,0.64,0.77,0.69,0.7,0.7,0.06,0.9,"demo, four, normalised"
+"""
+
+
+def write_notebook(project: Path, name: str, *cells: str, **parameters) -> Path:
+    """Write a notebook: a heading, its parameters cell, and the given code cells."""
+    literals = {"CORPUS": "demo", "EPOCHS": 5, **parameters}
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(f"# {name[:2]} · On {name[3:]}")])
+    code = ["\n".join(f"{key} = {value!r}" for key, value in literals.items()), *cells]
+    notebook.cells += [nbformat.v4.new_code_cell(source, id=f"cell-{number}") for number, source in enumerate(code)]
+    notebook.cells[1].metadata["tags"] = ["parameters"]
+    path = project / "notebooks" / f"{name}.ipynb"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, path)
+    return path
+
+
+def run_here(book, values, settings, watch) -> str:
+    """Stand in for papermill: execute the cells in this process, with values injected after the parameters."""
+    notebook, names = nbformat.read(book.path, 4), {}
+    injected = nbformat.v4.new_code_cell("\n".join(f"{k} = {v!r}" for k, v in values.items()), id="injected")
+    injected.metadata["tags"] = ["injected-parameters"]
+    notebook.cells.insert(2, injected)
+    notebook.metadata["papermill"] = {"start_time": time.time()}
+    for count, cell in enumerate(c for c in notebook.cells if c.cell_type == "code"):
+        cell.execution_count = count + 3
+        cell.metadata["papermill"] = {"duration": time.time()}
+        exec(cell.source, names)  # noqa: S102
+        watch.cells += 1
+    notebook.cells[-1].outputs = names.get("outputs", [])
+    nbformat.write(notebook, settings.executed(book))
+    return ""
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    """A project of two notebooks, the second reading what the first writes."""
+    monkeypatch.setattr(pipeline, "run_papermill", run_here)
+    (tmp_path / "helpers/profiles").mkdir(parents=True)
+    (tmp_path / "helpers/profiles/full.yaml").write_text("{}")
+    (tmp_path / "helpers/base.py").write_text("ONE = 1")
+    (tmp_path / "helpers/model.py").write_text("from helpers.base import ONE")
+    (tmp_path / "helpers/plots.py").write_text("COLOUR = 1")
+    imports = "if False:\n    from helpers import model, plots\n"
+    table = str(tmp_path / "table.txt")
+    write_notebook(tmp_path, "01_first", READ_AND_WRITE, IN="", OUT=table)
+    write_notebook(tmp_path, "02_second", imports + READ_AND_WRITE, IN=table, OUT="")
+    return tmp_path
+
+
+def settings_of(project: Path, **options) -> pipeline.Settings:
+    return pipeline.Settings(project=project, work=project / "work/demo", corpus="demo", default_policy="four", **options)
+
+
+def run(project: Path, **options) -> dict[str, str]:
+    """Run the project; returns status by notebook number."""
+    settings = settings_of(project, **options)
+    outcomes = pipeline.run(notebooks(project), settings)
+    return {name[:2]: outcome["status"] for name, outcome in outcomes.items()}
+
+
+def notebooks(project: Path) -> list[pipeline.Notebook]:
+    return [pipeline.read_notebook(path) for path in sorted((project / "notebooks").glob("*.ipynb"))]
+
+
+# Parameters
+
+
+@pytest.mark.parametrize("profile, message", [
+    ("'02': {EPOCH: 3}", r"02_second.ipynb has no parameter EPOCH .*CORPUS, EPOCHS, IN, OUT"),
+    ("all: {EPOCH: 3}", r"sets \['EPOCH'\] for all"),
+    ("'03': {EPOCHS: 3}", r"names notebooks \['03'\]"),
+])
+def test_unknown_profile_value_fails_before_anything_runs(project, profile, message):
+    (project / "helpers/profiles/full.yaml").write_text(profile)
+    with pytest.raises(pipeline.Refused, match=message):
+        run(project)
+    assert not (project / "table.txt").exists()
+
+
+def test_profile_values_reach_the_notebook(project):
+    (project / "helpers/profiles/full.yaml").write_text("{all: {EPOCHS: 2}, 01: {EPOCHS: 7}}")  # YAML reads 01 as a number
+    assert run(project) == {"01": "run", "02": "run"}
+    assert (project / "table.txt").read_text() == "7"
+
+
+def test_options_go_only_where_a_notebook_has_them(project):
+    write_notebook(project, "03_third", "", POLICY="", DEVICE="auto")
+    values = pipeline.values_for(notebooks(project), settings_of(project, policy="two", device="cpu", allow_incomplete=True), {})
+    assert values["01_first"] == {"CORPUS": "demo"}
+    assert values["03_third"] == {"CORPUS": "demo", "POLICY": "two", "DEVICE": "cpu"}
+
+
+def test_derived_value_in_the_parameters_cell_is_refused(project):
+    path = write_notebook(project, "03_third")
+    path.write_text(path.read_text().replace("EPOCHS = 5", "EPOCHS = 5 * 2 ** 1"))
+    with pytest.raises(pipeline.Refused, match="expected only NAME = literal"):
+        pipeline.read_notebook(path)
+
+
+def test_unknown_notebook_number_is_refused(project):
+    with pytest.raises(pipeline.Refused, match="no notebook 09; there are 01, 02"):
+        run(project, only=("01", "09"))
+    assert run(project, only=("01",)) == {"01": "run", "02": "not run"}
+    assert run(project, first="02") == {"01": "earlier", "02": "run"}
+
+
+# Freshness
+
+
+def test_fresh_notebooks_are_skipped(project):
+    assert run(project) == {"01": "run", "02": "run"}
+    assert run(project) == {"01": "fresh", "02": "fresh"}
+    assert run(project, force=True) == {"01": "run", "02": "run"}
+
+
+@pytest.mark.parametrize("change, expected", [
+    (lambda p: write_notebook(p, "01_first", READ_AND_WRITE + "\n", IN="", OUT=str(p / "table.txt")), {"01": "run", "02": "fresh"}),
+    (lambda p: (p / "helpers/profiles/full.yaml").write_text("'02': {EPOCHS: 9}"), {"01": "fresh", "02": "run"}),
+    (lambda p: (p / "helpers/profiles/full.yaml").write_text("'01': {EPOCHS: 9}"), {"01": "run", "02": "run"}),
+    (lambda p: (p / "helpers/base.py").write_text("ONE = 2"), {"01": "fresh", "02": "run"}),
+    (lambda p: (p / "helpers/plots.py").write_text("COLOUR = 2"), {"01": "fresh", "02": "fresh"}),
+    (lambda p: (p / "table.txt").unlink(), {"01": "run", "02": "fresh"}),
+    (lambda p: (p / "reports/demo/02_second.ipynb").unlink(), {"01": "fresh", "02": "run"}),
+    (lambda p: (p / "work/demo/runs/any/01_first.json").write_text('{"code":'), {"01": "run", "02": "fresh"}),
+], ids=["text", "parameter", "input", "imported module", "plots", "output gone", "executed copy gone", "broken stamp"])
+def test_what_makes_a_notebook_run_again(project, change, expected):
+    run(project)
+    change(project)
+    assert run(project) == expected
+    assert run(project) == {"01": "fresh", "02": "fresh"}
+
+
+def test_changed_raw_corpus_makes_a_notebook_run_again(project):
+    write_notebook(project, "01_first", LOG + "log(event='read', path='raw:demo', sha256='old')")
+    assert run(project, fingerprint=lambda name: "old", only=("01",))["01"] == "run"
+    assert run(project, fingerprint=lambda name: "old", only=("01",))["01"] == "fresh"
+    assert run(project, fingerprint=lambda name: "new", only=("01",))["01"] == "run"
+
+
+def test_another_policy_runs_only_what_knows_policies(project):
+    write_notebook(project, "02_second", "", POLICY="")
+    assert run(project) == {"01": "run", "02": "run"}
+    assert run(project, policy="two") == {"01": "fresh", "02": "run"}
+
+
+def test_imports_are_found_in_every_spelling():
+    source = "import helpers.a.b\nfrom helpers import c as x, d\nfrom helpers.e import f\nfrom . import g\nfrom .h import i\nimport numpy"
+    assert pipeline.imported(source, "here") == {"a", "c", "d", "e", "g", "h"}
+
+
+def test_notebook_that_skips_itself_is_tried_again(project):
+    write_notebook(project, "02_second", LOG + "log(event='skipped', reason='no weights')")
+    assert run(project) == {"01": "run", "02": "skipped"}
+    assert run(project) == {"01": "fresh", "02": "skipped"}
+
+
+def test_second_run_is_locked_out(tmp_path):
+    with pipeline.locked(tmp_path):
+        with pytest.raises(pipeline.Refused, match=f"process {os.getpid()}"), pipeline.locked(tmp_path):
+            pass
+    with pipeline.locked(tmp_path):  # and let in again afterwards
+        pass
+
+
+# Report
+
+
+def test_report_shows_results_and_where_things_are(project):
+    settings = settings_of(project, synthetic=True)
+    books = notebooks(project)
+    outcomes = pipeline.run(books, settings)
+    (settings.work / "figures").mkdir()
+    (settings.work / "figures/02_loss curve.png").write_bytes(b"png")
+    settings.policy_work.mkdir()
+    (settings.policy_work / "results.csv").write_text(RESULTS)
+    page = pipeline.write_report(books, outcomes, settings).read_text()
+    assert "these numbers say nothing about real speech" in page
+    assert "<b>66.2 [60.0–72.0]</b>" in page and "<b>61.0" not in page, "the best model of a variant is bold"
+    assert page.index("average") < page.index("majority") < page.index("Speaker-normalised")
+    links = re.findall(r'(?:href|src)="([^"#]+)"', page)
+    assert {"01_first.html", "02_second.html", "figures/02_loss%20curve.png", "run.json"} <= set(links)
+    assert not [link for link in links if not (settings.reports / link.replace("%20", " ")).is_file()]
+    record = json.loads((settings.reports / "run.json").read_text())
+    assert record["policy"] == "four" and record["versions"]["python"]
+    assert record["notebooks"]["01_first"].keys() >= {"status", "seconds", "peak_mb"}
+    (settings.work / "figures/02_loss curve.png").unlink()
+    pipeline.write_report(books, outcomes, settings)
+    assert not list((settings.reports / "figures").iterdir()), "a figure that is drawn no longer is shown no longer"
+
+
+# Publishing
+
+OUTPUTS = """outputs = [
+    dict(output_type='stream', name='stdout', text=f'{HERE}/work/demo/a.csv\\n'),
+    dict(output_type='stream', name='stderr', text='\\r  0%|          | 0/9\\r100%|██████████| 9/9 [00:01, 9it/s]\\n'),
+    dict(output_type='stream', name='stdout', text='and on\\n'),
+    dict(output_type='stream', name='stderr', text=f'{HERE}/helpers/x.py:1: UserWarning: short\\n'),
+    dict(output_type='execute_result', execution_count=12, metadata={}, data={'text/plain': f"'{HERE}'"}),
+    dict(output_type='display_data', metadata={}, data={'application/vnd.jupyter.widget-view+json': {'model_id': '1'}, 'text/plain': '0%'})]
+from nbformat import from_dict; outputs = [from_dict(o) for o in outputs]"""
+
+
+@pytest.fixture
+def publishable(project) -> pipeline.Settings:
+    (project / "notebooks/02_second.ipynb").unlink()
+    write_notebook(project, "01_first", "x = 1", OUTPUTS, HERE=str(project), DEVICE="auto")
+    (project / "README.md").write_text("a\n<!-- results:begin -->\nold\n<!-- results:end -->\nb\n<!-- cost:begin -->\n<!-- cost:end -->\nc")
+    settings = settings_of(project, device="cpu")
+    (settings.policy_work / "predictions").mkdir(parents=True)
+    (settings.policy_work / "predictions/svm.parquet").write_bytes(b"table")
+    (settings.policy_work / "results.csv").write_text(RESULTS)
+    return settings
+
+
+def run_and_publish(settings: pipeline.Settings) -> str:
+    books = notebooks(settings.project)
+    outcomes = pipeline.run(books, settings)
+    pipeline.write_report(books, outcomes, settings)
+    pipeline.publish(books, outcomes, settings)
+    return (settings.project / "notebooks/01_first.ipynb").read_text()
+
+
+def test_published_notebook_is_normalised(publishable):
+    text = run_and_publish(publishable)
+    notebook = nbformat.reads(text, 4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == [1, 2, 3], "no injected cell, counted from one"
+    assert [cell.id for cell in code] == ["cell-0", "cell-1", "cell-2"]
+    assert "papermill" not in text and [cell.metadata for cell in code] == [{"tags": ["parameters"]}, {}, {}]
+    outputs = code[-1].outputs
+    assert [output.get("text") or output.data["text/plain"] for output in outputs] == [
+        "SER_WORK/demo/a.csv\nand on\n", "helpers/x.py:1: UserWarning: short\n", "'.'"]
+    assert outputs[-1].execution_count == 3
+    assert run_and_publish(publishable) == text, "publishing again gives the same bytes"
+
+
+def test_published_files_and_readme(publishable):
+    run_and_publish(publishable)
+    results = publishable.project / "data/results/demo/four"
+    assert {path.name for path in results.iterdir()} == {"svm.parquet", "results.csv", "run.json"}
+    readme = (publishable.project / "README.md").read_text()
+    assert "| average | **66.2 [60.0–72.0]** |" in readme and "old" not in readme
+    assert "[01 · On first](notebooks/01_first.ipynb)" in readme and readme.endswith("<!-- cost:end -->\nc")
+
+
+def test_publishing_refuses_other_values_than_the_defaults(publishable):
+    (publishable.project / "helpers/profiles/full.yaml").write_text("'01': {EPOCHS: 1}")
+    before = (publishable.project / "notebooks/01_first.ipynb").read_text()
+    with pytest.raises(pipeline.Refused, match="01_first: EPOCHS was 1, its default is 5"):
+        run_and_publish(publishable)
+    assert (publishable.project / "notebooks/01_first.ipynb").read_text() == before
+
+
+def test_publishing_refuses_code_that_did_not_run(publishable):
+    books = notebooks(publishable.project)
+    outcomes = pipeline.run(books, publishable)
+    write_notebook(publishable.project, "01_first", "x = 2", OUTPUTS, HERE=str(publishable.project), DEVICE="auto")
+    with pytest.raises(pipeline.Refused, match="not the code that ran"):
+        pipeline.publish(books, outcomes, publishable)
+
+
+def test_badges_follow_the_address_in_pyproject(tmp_path):
+    (tmp_path / "pyproject.toml").write_text('[project.urls]\nRepository = "https://github.com/me/mine.git"\n')
+    badge = "[![Open In Colab](https://x/badge.svg)](https://colab.research.google.com/github/a/b/blob/main/notebooks/{}.ipynb)"
+    path = write_notebook(tmp_path, "01_first", 'REPOSITORY = "https://github.com/a/b"')
+    path.write_text(path.read_text().replace("On first", badge.format("00_renamed")))
+    (tmp_path / "README.md").write_text(badge.format("01_first"))
+    assert pipeline.badges(tmp_path, check=True) == ["01_first.ipynb", "README.md"] == pipeline.badges(tmp_path)
+    assert pipeline.badges(tmp_path, check=True) == []
+    text = path.read_text() + (tmp_path / "README.md").read_text()
+    assert text.count("github/me/mine/blob/main/notebooks/01_first.ipynb") == 2
+    assert pipeline.read_notebook(path).code[1] == 'REPOSITORY = "https://github.com/me/mine"'
+
+
+# The real thing, in a process of its own
+
+
+@pytest.fixture
+def real(tmp_path) -> Path:
+    """A copy of the package in a project of its own, with a made-up registry of corpora."""
+    (tmp_path / "helpers").mkdir()
+    for name in ("__init__.py", "paths.py", "cache.py", "tables.py", "pipeline.py", "report.html"):
+        shutil.copy(HELPERS / name, tmp_path / "helpers")
+    shutil.copytree(HELPERS / "profiles", tmp_path / "helpers/profiles")
+    for profile in (tmp_path / "helpers/profiles").iterdir():
+        profile.write_text("{}")
+    (tmp_path / "helpers/corpora.py").write_text(CORPORA)
+    shutil.copy(ROOT / "run_all.sh", tmp_path)
+    return tmp_path
+
+
+def start(project: Path, *options: str, home: Path | None = None) -> subprocess.Popen:
+    environment = {**os.environ, "SER_WORK": "work", "HOME": str(home or Path.home())}
+    return subprocess.Popen([sys.executable, "-m", "helpers.pipeline", *options], cwd=project, env=environment, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def test_failure_is_told_and_the_next_run_resumes_there(real, tmp_path):
+    kernel = tmp_path / "home/.local/share/jupyter/kernels/python3/kernel.json"  # somebody else's kernel of the same name
+    kernel.parent.mkdir(parents=True)
+    kernel.write_text('{"argv": ["/bin/false"], "display_name": "Python 3", "language": "python"}')
+    write_notebook(real, "01_first", f"import os, sys\nassert sys.executable == {sys.executable!r}\n"
+                   f"assert os.getcwd() == {str(real / 'notebooks')!r} and os.path.isabs(os.environ['SER_WORK'])")
+    write_notebook(real, "02_second", "deep = {}", "# looks it up\ndeep['well']")
+    process = start(real, home=tmp_path / "home")
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 1, output
+    assert "KeyError: 'well'" in output and "in cell [4], which begins: # looks it up" in output
+    page = (real / "reports/demo/index.html").read_text()
+    assert "02_second failed" in page and "KeyError" in (real / "reports/demo/02_second.html").read_text()
+
+    write_notebook(real, "02_second", "deep = {'well': 1}", "deep['well']")
+    process = start(real)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, output
+    assert re.search(r"01_first +fresh", output) and re.search(r"02_second +run", output)
+
+    started = time.monotonic()
+    process = start(real)
+    assert re.search(r"02_second +fresh", process.communicate(timeout=60)[0]) and process.returncode == 0
+    assert time.monotonic() - started < 15, "nothing to do must not take long"
+
+
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_run_leaves_nothing_that_looks_finished(real, kind):
+    write_notebook(real, "01_first", "import os, pathlib, time\npathlib.Path('../pid').write_text(str(os.getpid()))\ntime.sleep(60)")
+    process = start(real)
+    deadline = time.monotonic() + 60
+    while not (real / "pid").exists() or not (real / "pid").read_text():
+        assert time.monotonic() < deadline and process.poll() is None, process.communicate()[0]
+        time.sleep(0.1)
+    process.send_signal(kind)
+    process.communicate(timeout=30)
+    assert process.returncode == (130 if kind == signal.SIGTERM else -signal.SIGKILL)
+    kernel = int((real / "pid").read_text())
+    while Path(f"/proc/{kernel}").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{kernel}").exists(), "the kernel ends with the run"
+    settings = pipeline.Settings(project=real, work=real / "work/demo", corpus="demo", default_policy="four")
+    book = pipeline.read_notebook(real / "notebooks/01_first.ipynb")
+    assert pipeline.why_stale(book, {"CORPUS": "demo"}, settings) == "no finished run"
+    with pipeline.locked(settings.work):  # and the lock went with the process
+        pass
+
+
+@pytest.mark.parametrize("options, code, text", [
+    (["--help"], 0, "Usage: ./run_all.sh"), (["--colour", "red"], 2, "unknown option '--colour'"), (["--corpus"], 2, "needs a value"),
+])
+def test_run_all_answers_without_an_environment(real, options, code, text):
+    found = subprocess.run([real / "run_all.sh", *options], cwd="/", capture_output=True, text=True, env={"PATH": os.environ["PATH"]})
+    assert found.returncode == code and text in found.stdout + found.stderr
+    assert not (real / ".venv").exists()
