@@ -7,12 +7,18 @@ ever read.
 """
 
 import hashlib
+import os
 from pathlib import Path
 
+import joblib
 import librosa
 import numpy as np
+import pandas as pd
 import soundfile
 import soxr
+from tqdm.auto import tqdm
+
+from helpers.cache import fetch, recipe_hash
 
 SAMPLING_RATE = 16_000  # Hz; speech below 8 kHz is what all corpora and all pretrained speech models share
 MIN_DURATION_S = 0.2  # shorter clips hold no syllable
@@ -85,6 +91,33 @@ def measure(path: str | Path, start_s: float | None = None, end_s: float | None 
             "level_dbfs": float(level), "clipped_share": clipped, "quality": "; ".join(faults) or "ok"}
 
 
+def measure_all(utterances: pd.DataFrame, n_jobs: int = -1) -> pd.DataFrame:
+    """Measure every utterance, in parallel; files that have not changed since are not opened again.
+
+    Parameters
+    ----------
+    utterances
+        With ``utterance_id``, ``path``, ``start_s`` and ``end_s`` (s, NaN for the whole file).
+
+    Returns
+    -------
+    pd.DataFrame
+        The columns of :func:`measure`, rows in the order of `utterances`. The quality of clips whose decoded audio is the
+        same says so, with the other's id.
+    """
+    jobs = (joblib.delayed(_stored_measure)(u.path, u.start_s, u.end_s) for u in utterances.itertuples())
+    rows = joblib.Parallel(n_jobs=n_jobs, return_as="generator", batch_size=16)(jobs)
+    table = pd.DataFrame(tqdm(rows, total=len(utterances), desc="audio", unit="clip", mininterval=1))
+    ids = utterances["utterance_id"].to_numpy(str)
+    heard = table["audio_hash"] != ""
+    for _, same in table[heard].groupby("audio_hash").groups.items():
+        for i in same if len(same) > 1 else []:
+            others = ", ".join(ids[j] for j in same if j != i)
+            old = table.loc[i, "quality"]
+            table.loc[i, "quality"] = ("" if old == "ok" else old + "; ") + f"same audio as {others}"
+    return table
+
+
 def trim(signal: np.ndarray, top_db: float = TRIM_DB) -> np.ndarray:
     """Cut off leading and trailing silence: frames more than `top_db` dB below the loudest one.
 
@@ -106,19 +139,25 @@ def hash_samples(signal: np.ndarray) -> str:
 
 def play(signal: np.ndarray, sampling_rate: int = SAMPLING_RATE) -> None:
     """Show an audio player in JupyterLab or Colab; do nothing in a headless run, whose outputs are published."""
-    import os
-
     if not os.environ.get("SER_RUN_LOG"):
         from IPython.display import Audio, display
 
         display(Audio(signal, rate=sampling_rate))
 
 
+def _stored_measure(path: str, start_s: float, end_s: float) -> dict:
+    stat = Path(path).stat() if path and Path(path).is_file() else None
+    key = recipe_hash(str(path), stat and stat.st_mtime_ns, stat and stat.st_size, start_s, end_s, measure, _decode,
+                      hash_samples)
+    stored = fetch("measures", key, lambda: {k: np.array(v) for k, v in measure(path, start_s, end_s).items()})
+    return {name: value.item() for name, value in stored.items()}
+
+
 def _decode(path: str | Path, start_s: float | None, end_s: float | None) -> tuple[np.ndarray, int, int]:
     """Return (mono signal, the file's sampling rate in Hz, number of channels)."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path or 'its audio file'} is not there")
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there")
     try:
         with soundfile.SoundFile(path) as file:
             rate = file.samplerate

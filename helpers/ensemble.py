@@ -129,6 +129,6 @@ def _truth_column(base: pd.DataFrame) -> np.ndarray:
 
 
 def _with_probabilities(base: pd.DataFrame, values: np.ndarray) -> pd.DataFrame:
-    values = values / values.sum(axis=1, keepdims=True)
+    values = (values / values.sum(axis=1, keepdims=True)).astype(np.float32)
     emotions = probabilities(base)[1]
     return base[[*KEY, "pretrained", "truth"]].assign(**{f"p_{e}": values[:, i] for i, e in enumerate(emotions)})

@@ -136,7 +136,7 @@ def _stored_fold(model: Model, inputs: np.ndarray, position: pd.Series, rows: pd
 
     def compute() -> dict:
         outcome = model.fit_predict(train, valid, test, len(emotions), seed)
-        return {"valid": outcome["valid"].astype(np.float64), "test": outcome["test"].astype(np.float64),
+        return {"valid": outcome["valid"].astype(np.float32), "test": outcome["test"].astype(np.float32),
                 "steps": np.array(json.dumps(outcome["steps"])), "notes": np.array(json.dumps(outcome["notes"]))}
 
     return fetch("folds", key, compute)

@@ -30,20 +30,20 @@ class MelCNN(nn.Module):
 
     def __init__(self, n_classes: int, n_bands: int, dropout: float = 0.4):
         super().__init__()
-        layers, previous = [], 1
-        for width in self.channels:
-            layers += [nn.Conv2d(previous, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
-                       nn.MaxPool2d(2)]
-            previous = width
-        self.convolutions = nn.Sequential(*layers)
-        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(2 * previous * (n_bands // 16), 512), nn.ReLU(),
+        widths = (1, *self.channels)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(n_in, n_out, 3, padding=1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU(), nn.MaxPool2d(2))
+            for n_in, n_out in zip(widths[:-1], widths[1:], strict=True))
+        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(2 * self.channels[-1] * (n_bands // 16), 512), nn.ReLU(),
                                   nn.Dropout(dropout), nn.Linear(512, n_classes))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        heard = images.amax(dim=1, keepdim=True).float().clamp(max=1)  # (batch, 1, n_frames): 1 where not padding
-        maps = self.convolutions((images.float().unsqueeze(1) - 128) / 64)  # (batch, 16, n_bands/16, n_frames/16)
-        maps = maps.flatten(1, 2)
-        mask = nn.functional.adaptive_max_pool1d(heard, maps.shape[-1])
-        mean = (maps * mask).sum(-1) / mask.sum(-1).clamp(min=1)
-        peak = (maps * mask).amax(-1)  # after ReLU everything is at least 0, so masked frames never win
+        mask = images.amax(dim=1).clamp(max=1).float()[:, None, None]  # (batch, 1, 1, n_frames): 1 where not padding
+        maps = (images.float()[:, None] - 128) / 64 * mask
+        for block in self.blocks:  # halves height and width; padding is set back to 0 each time, as at the image's edge
+            mask = nn.functional.max_pool2d(mask, (1, 2))
+            maps = block(maps) * mask
+        maps, mask = maps.flatten(1, 2), mask[:, 0]  # (batch, 16 * n_bands / 16, n_frames / 16)
+        mean = maps.sum(-1) / mask.sum(-1).clamp(min=1)
+        peak = maps.amax(-1)  # after ReLU nothing is below 0, so a padded frame never wins
         return self.head(torch.cat([mean, peak], dim=1))

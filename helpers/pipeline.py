@@ -1,9 +1,9 @@
 """What run_all.sh calls: notebooks through papermill, skipping what is fresh; then the report, and publishing.
 
-A notebook that succeeded leaves a *stamp* under ``SER_WORK/<corpus>/runs/``: hashes of its code, of its parameter values,
-of the helpers it imports, of every table it read and wrote (told by ``helpers.tables`` through the file that
-``SER_RUN_LOG`` names) and of its executed copy in ``reports/<corpus>/``. It is skipped while all of these hold. The stamp
-goes before the notebook starts and comes back when it has succeeded: a kill leaves nothing that looks finished.
+A notebook that succeeded leaves a *stamp* under ``SER_WORK/<corpus>/runs/``: hashes of its code, of its parameter
+values, of the helpers it imports, of every table it read and wrote (told by ``helpers.tables`` through the file that
+``SER_RUN_LOG`` names) and of its executed copy in ``reports/<corpus>/``. It is skipped while all of these hold. The
+stamp goes before the notebook starts and comes back when it has succeeded: a kill leaves nothing that looks finished.
 """
 
 import argparse
@@ -97,16 +97,16 @@ def read_notebook(path: Path) -> Notebook:
     sources = [(cell["cell_type"], "".join(cell["source"]), cell["metadata"].get("tags", [])) for cell in cells]
     tagged = [source for _, source, tags in sources if "parameters" in tags]
     if len(tagged) != 1:
-        raise Refused(f"{path.name}: found {len(tagged)} cells tagged 'parameters', expected one. Tag the cell with the "
-                      "UPPERCASE literals (JupyterLab: property inspector, cell tags).")
+        raise Refused(f"{path.name}: found {len(tagged)} cells tagged 'parameters', expected one. Tag the cell with "
+                      "the UPPERCASE literals (JupyterLab: property inspector, cell tags).")
     parameters = {}
     for node in ast.parse(tagged[0]).body:
         try:
             target = node.targets[0] if isinstance(node, ast.Assign) else node.target
             parameters[target.id] = ast.literal_eval(node.value)
         except (AttributeError, ValueError):
-            raise Refused(f"{path.name}: the parameters cell holds {ast.unparse(node)!r}, expected only NAME = literal. "
-                          "Derive values in a later cell: one derived here would keep its default.") from None
+            raise Refused(f"{path.name}: the parameters cell holds {ast.unparse(node)!r}, expected only NAME = "
+                          "literal. Derive values in a later cell: one derived here keeps its default.") from None
     title = re.search(r"^# +(.+)$", "\n".join(source for kind, source, _ in sources if kind == "markdown"), re.M)
     return Notebook(path, title[1].strip() if title else path.stem,
                     tuple(source for kind, source, _ in sources if kind == "code"), parameters)
@@ -122,7 +122,7 @@ def values_for(books: list[Notebook], settings: Settings, profile: dict) -> dict
     Refused
         If a value has no parameter of its name: papermill would print a warning and run with the default.
     """
-    profile = {f"{key:02d}" if isinstance(key, int) else key: given or {} for key, given in profile.items()}  # YAML's 07
+    profile = {f"{key:02d}" if isinstance(key, int) else key: given or {} for key, given in profile.items()}  # 07
     numbers, known = [book.number for book in books], {name for book in books for name in book.parameters}
     if strange := profile.keys() - {*numbers, "all"}:
         raise Refused(f"profile {settings.profile!r} names notebooks {sorted(strange)}; there are 'all' and {numbers}.")
@@ -132,11 +132,12 @@ def values_for(books: list[Notebook], settings: Settings, profile: dict) -> dict
     options = {name: value for name, value in options.items() if value not in ("", "auto", False)}
     values = {}
     for book in books:
-        general = {name: value for name, value in (profile.get("all", {}) | options).items() if name in book.parameters}
-        values[book.name] = general | profile.get(book.number, {}) | {"CORPUS": settings.corpus}
+        general, asked = ({name: value for name, value in given.items() if name in book.parameters}
+                          for given in (profile.get("all", {}), options))
+        values[book.name] = general | profile.get(book.number, {}) | asked | {"CORPUS": settings.corpus}
         if strange := values[book.name].keys() - book.parameters.keys():
-            raise Refused(f"{book.path.name} has no parameter {', '.join(sorted(strange))} (from profile "
-                          f"{settings.profile!r}); its parameters cell has {', '.join(book.parameters)}.")
+            raise Refused(f"{book.path.name} has no parameter {', '.join(sorted(strange))} (set by profile "
+                          f"{settings.profile!r} or run_all.sh); its parameters cell has {', '.join(book.parameters)}.")
     return values
 
 
@@ -182,7 +183,8 @@ def why_stale(book: Notebook, values: dict, settings: Settings) -> str:
         if now != stamp[part]:
             return "its code changed" if part == "code" else f"{part} changed: " + ", ".join(
                 sorted(name for name in now | stamp[part] if now.get(name) != stamp[part].get(name)))
-    for path, digest in (stamp["inputs"] | stamp["outputs"] | {str(settings.executed(book)): stamp["executed"]}).items():
+    files = stamp["inputs"] | stamp["outputs"] | {str(settings.executed(book)): stamp["executed"]}
+    for path, digest in files.items():
         try:
             now = settings.fingerprint(path[4:]) if path.startswith("raw:") else file_hash(Path(path))
         except FileNotFoundError:
@@ -226,6 +228,7 @@ def execute(book: Notebook, values: dict, settings: Settings) -> dict:
 def run_papermill(book: Notebook, values: dict, settings: Settings, watch: "_Watch") -> str:
     """Execute a notebook into ``reports/``; returns what went wrong, or an empty string."""
     import papermill  # here and not above: takes seconds, and often nothing has to run
+    from ipykernel.kernelspec import get_kernel_dict
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
     from papermill.engines import NBClientEngine, papermill_engines
@@ -233,8 +236,7 @@ def run_papermill(book: Notebook, values: dict, settings: Settings, watch: "_Wat
     class ThisPython(AsyncKernelManager):
         """Starts this very interpreter, whatever kernels the machine has registered."""
 
-        kernel_spec = KernelSpec(argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
-                                 display_name="Python 3 (ipykernel)", language="python")
+        kernel_spec = KernelSpec(**get_kernel_dict(["--log-level=CRITICAL"]))
 
     class Engine(NBClientEngine):
         @classmethod
@@ -281,7 +283,8 @@ class _Watch(threading.Thread):
                     memory += child.memory_info().rss
             self.peak = max(self.peak, memory)
             if sys.stdout.isatty():
-                print(f"\r\033[K{self.label:<28} {self.cells:>3}/{self.total} cells {self.seconds():>8.0f} s", end="", flush=True)
+                line = f"{self.label:<28} {self.cells:>3}/{self.total} cells {self.seconds():>8.0f} s"
+                print(f"\r\033[K{line}", end="", flush=True)
 
     def __enter__(self) -> "_Watch":
         self.start()
@@ -314,8 +317,8 @@ def locked(folder: Path):
 
 def run(books: list[Notebook], settings: Settings) -> dict[str, dict]:
     """Run what is stale among the chosen notebooks, in order, up to the first failure; one outcome per notebook."""
-    profile = yaml.safe_load((settings.project / f"helpers/profiles/{settings.profile}.yaml").read_text(encoding="utf-8"))
-    values = values_for(books, settings, profile or {})
+    profile = settings.project / f"helpers/profiles/{settings.profile}.yaml"
+    values = values_for(books, settings, yaml.safe_load(profile.read_text(encoding="utf-8")) or {})
     numbers, outcomes, failed = [book.number for book in books], {}, False
     if strange := {*settings.only, settings.first} - {*numbers, ""}:
         raise Refused(f"there is no notebook {', '.join(sorted(strange))}; there are {', '.join(numbers)}.")
@@ -344,18 +347,19 @@ def result_groups(path: Path) -> list[dict]:
     groups = []
     for variant in sorted({row["variant"] for row in table}):
         rows = [row for row in table if row["variant"] == variant]
-        best = {}
-        for _, column, better in COLUMNS:
-            best[column] = better((float(row[column]) for row in rows if row[column] and row["model"] != "majority"), default=None)
+        models = [row for row in rows if row["model"] != "majority"]
+        best = {column: better((float(row[column]) for row in models if row[column]), default=None)
+                for _, column, better in COLUMNS}
         for row in rows:
             row["pretrained"] = row["pretrained"] == "True"
             row["bar"] = [100 * float(row[name] or row["uar"]) for name in ("uar_low", "uar", "uar_high")]
-            row["cells"] = [{"best": bool(row[column]) and float(row[column]) == best[column], "text": "–" if not row[column]
-                             else f"{float(row[column]):.2f}" if column == "nll" else f"{100 * float(row[column]):.1f}"}
-                            for _, column, _ in COLUMNS]
+            row["cells"] = [{"best": row in models and row[column] and float(row[column]) == best[column], "text":
+                             f"{float(row[column]) * (1 if column == 'nll' else 100):.{1 + (column == 'nll')}f}"
+                             if row[column] else "–"} for _, column, _ in COLUMNS]
             if row["uar_low"]:
                 row["cells"][0]["text"] += " [{:.1f}–{:.1f}]".format(row["bar"][0], row["bar"][2])
-        groups.append({"variant": variant, "rows": rows, "protocols": list(dict.fromkeys(row["protocol"] for row in rows))})
+        protocols = list(dict.fromkeys(row["protocol"] for row in models))
+        groups.append({"variant": variant, "rows": rows, "protocols": protocols})
     return groups
 
 
@@ -365,9 +369,10 @@ def write_report(books: list[Notebook], outcomes: dict[str, dict], settings: Set
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-    record = {"corpus": settings.corpus, "policy": settings.policy or settings.default_policy, "profile": settings.profile,
-              "device": device_name(settings.device), "date": datetime.now().isoformat(" ", "minutes"), "versions": versions,
-              "seconds": round(sum(outcome.get("seconds", 0) for outcome in outcomes.values()), 1), "notebooks": outcomes}
+    record = {"corpus": settings.corpus, "policy": settings.policy or settings.default_policy,
+              "profile": settings.profile, "device": device_name(settings.device), "versions": versions,
+              "date": datetime.now().isoformat(" ", "minutes"), "notebooks": outcomes,
+              "seconds": round(sum(outcome.get("seconds", 0) for outcome in outcomes.values()), 1)}
     _write(settings.reports / "run.json", json.dumps(record, indent=1))
     pages = [book.name for book in books if settings.executed(book).is_file()]
     for book in books:
@@ -378,9 +383,8 @@ def write_report(books: list[Notebook], outcomes: dict[str, dict], settings: Set
                for book in books}
     template = jinja2.Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8"), autoescape=True)
     index = settings.reports / "index.html"
-    page = template.render(record, synthetic=settings.synthetic, columns=COLUMNS, books=books, pages=pages, figures=figures,
-                           groups=result_groups(settings.policy_work / "results.csv"))
-    _write(index, page)
+    _write(index, template.render(record, synthetic=settings.synthetic, columns=COLUMNS, books=books, pages=pages,
+                                  figures=figures, groups=result_groups(settings.policy_work / "results.csv")))
     return index
 
 
@@ -400,8 +404,8 @@ def write_page(book: Notebook, executed: Path, pages: list[str]) -> None:
         cell.source = text
     page, _ = HTMLExporter(template_name="lab", embed_images=True).from_notebook_node(
         notebook, {"metadata": {"name": book.title, "path": str(book.path.parent)}})
-    page = re.sub(r'href="(?:\./)?(\d\d_[\w-]+)\.ipynb(?=["#])', lambda link: f'href="{link[1]}.html' if link[1] in pages
-                  else link[0], page)
+    page = re.sub(r'href="(?:\./)?(\d\d_[\w-]+)\.ipynb(?=["#])',
+                  lambda link: f'href="{link[1]}.html' if link[1] in pages else link[0], page)
     page = re.sub(r"<body[^>]*>", r'\g<0><p style="font: 15px system-ui; margin: 1em 2em"><a href="index.html">'
                   "← All results</a></p>", page, count=1)
     _write(target, f"{page}\n<!-- {mark} -->\n")
@@ -410,7 +414,8 @@ def write_page(book: Notebook, executed: Path, pages: list[str]) -> None:
 def device_name(asked: str) -> str:
     """Name what was computed on: the first NVIDIA GPU unless the CPU was asked for."""
     if asked != "cpu" and shutil.which("nvidia-smi"):
-        found = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True)
+        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        found = subprocess.run(query, capture_output=True, text=True)
         if found.returncode == 0 and found.stdout.strip():
             return found.stdout.splitlines()[0]
     return f"CPU, {os.cpu_count()} cores"
@@ -422,14 +427,16 @@ def publish(books: list[Notebook], outcomes: dict[str, dict], settings: Settings
     Raises
     ------
     Refused
-        If a notebook did not succeed, ran with other values than its defaults, or changed since. Nothing is copied then.
+        If a notebook did not succeed, ran with other values than its defaults, or changed since; nothing is copied.
     """
     import nbformat
 
-    chosen, ready, faults = [book for book in books if outcomes[book.name]["status"] not in ("earlier", "not run")], {}, []
-    for book in chosen:
-        if outcomes[book.name]["status"] not in ("run", "fresh"):
-            faults.append(f"{book.name}: {outcomes[book.name]['status']} ({outcomes[book.name]['reason']})")
+    ready, faults = {}, []
+    for book in books:
+        status = outcomes[book.name]["status"]
+        if status in ("failed", "skipped"):
+            faults.append(f"{book.name}: {status} ({outcomes[book.name]['reason']})")
+        if status not in ("run", "fresh"):
             continue
         used = _read_json(settings.stamp(book))["values"]
         faults += [f"{book.name}: {name} was {used[name]!r}, its default is {default!r}"
@@ -440,6 +447,7 @@ def publish(books: list[Notebook], outcomes: dict[str, dict], settings: Settings
             faults.append(f"{book.name}: its code is not the code that ran; run it again")
     if faults:
         raise Refused("nothing was published, because of\n  " + "\n  ".join(faults))
+    rewrite_readme(settings.project / "README.md", books, outcomes, settings)  # first: it may refuse
     for path, notebook in ready.items():
         _write(path, nbformat.writes(notebook) + "\n")
         _mirror(settings.work / "figures", settings.project / "figures", f"{path.name[:2]}_*.png")
@@ -448,7 +456,6 @@ def publish(books: list[Notebook], outcomes: dict[str, dict], settings: Settings
                    settings.policy_work / "folds.csv", settings.reports / "run.json"]:
         if source.is_file():
             _write(results / source.name, source.read_bytes())
-    rewrite_readme(settings.project / "README.md", books, outcomes, settings)
 
 
 def take_outputs(notebook, executed, settings: Settings) -> bool:
@@ -458,8 +465,8 @@ def take_outputs(notebook, executed, settings: Settings) -> bool:
     """
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     done = [cell for cell in executed.cells if cell.cell_type == "code" and not _is_added(cell)]
-    notebook.metadata = {"kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
-                         "language_info": {"name": "python"}}
+    kernel = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+    notebook.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
     for cell in notebook.cells:
         cell.metadata = {"tags": ["parameters"]} if "parameters" in cell.metadata.get("tags", []) else {}
     for count, (cell, run_cell) in enumerate(zip(cells, done, strict=False), start=1):
@@ -467,7 +474,8 @@ def take_outputs(notebook, executed, settings: Settings) -> bool:
         for output in run_cell.outputs:
             if output.output_type == "stream":
                 if output.name == "stderr":  # progress bars: "12%|███   |" drawn again and again
-                    lines = [line for line in re.split(r"[\r\n]", output.text) if not re.search(r"\d%\||\d+it \[", line)]
+                    lines = re.split(r"[\r\n]", output.text)
+                    lines = [line for line in lines if not re.search(r"\d%\||\dit \[", line)]
                     output.text = "\n".join(lines) if any(line.strip() for line in lines) else ""
                 output.text = without_places(output.text, settings)
                 if cell.outputs and cell.outputs[-1].get("name") == output.name:
@@ -484,8 +492,8 @@ def take_outputs(notebook, executed, settings: Settings) -> bool:
 
 def without_places(text: str, settings: Settings) -> str:
     """Replace the folders of this machine in a text by what a reader knows."""
-    places = {settings.work.parent: "SER_WORK", paths.data(): "SER_DATA", Path(sys.prefix): ".venv", settings.project: ".",
-              Path.home(): "~"}
+    places = {settings.work.parent: "SER_WORK", paths.data(): "SER_DATA", Path(sys.prefix): ".venv",
+              settings.project: ".", Path.home(): "~"}
     for place in sorted(places.keys() - {Path("/")}, key=lambda place: -len(str(place))):
         text = text.replace(f"{place}/", "" if places[place] == "." else f"{places[place]}/")
         text = re.sub(rf"{re.escape(str(place))}\b", places[place], text)
@@ -496,8 +504,8 @@ def rewrite_readme(readme: Path, books: list[Notebook], outcomes: dict[str, dict
     """Write the results and the cost of the published run between their marks in README."""
     results = []
     for group in result_groups(settings.policy_work / "results.csv"):
-        results += [f"**{group['variant'].capitalize()}**", "", f"| model | {' | '.join(column[0] for column in COLUMNS)} |",
-                    "|---" + "|--:" * len(COLUMNS) + "|"]
+        results += [f"**{group['variant'].capitalize()}** (in %, NLL in nats)", "", "| model | " + " | ".join(
+                    heading for heading, _, _ in COLUMNS) + " |", "|---" + "|--:" * len(COLUMNS) + "|"]
         for row in group["rows"]:
             cells = [f"**{cell['text']}**" if cell["best"] else cell["text"] for cell in row["cells"]]
             results.append(f"| {row['model']}{' (pretrained)' if row['pretrained'] else ''} | {' | '.join(cells)} |")
@@ -505,20 +513,22 @@ def rewrite_readme(readme: Path, books: list[Notebook], outcomes: dict[str, dict
     cost = ["| notebook | seconds | peak memory |", "|---|--:|--:|"]
     for book in books:
         outcome = {"seconds": 0, "peak_mb": 0} | outcomes[book.name]
-        cost.append(f"| [{book.title}](notebooks/{book.path.name}) | {outcome['seconds']:.0f} | {outcome['peak_mb'] / 1024:.1f} GB |")
+        figures = f"{outcome['seconds']:.0f} | {outcome['peak_mb'] / 1024:.1f} GB"
+        cost.append(f"| [{book.title}](notebooks/{book.path.name}) | {figures} |")
     cost += ["", f"Measured on: {device_name(settings.device)}."]
     text = readme.read_text(encoding="utf-8")
     for block, lines in {"results": results, "cost": cost}.items():
         before, begin, rest = text.partition(f"<!-- {block}:begin -->\n")
         _, end, after = rest.partition(f"<!-- {block}:end -->")
         if not end:
-            raise Refused(f"{readme} has no lines <!-- {block}:begin --> … <!-- {block}:end -->; put them where the table goes.")
+            raise Refused(f"{readme} has no lines <!-- {block}:begin --> and <!-- {block}:end -->; put them where the "
+                          "table shall stand.")
         text = before + begin + "\n".join([*lines, ""]) + end + after
     _write(readme, text)
 
 
 def badges(project: Path, check: bool = False) -> list[str]:
-    """Write the repository's address of pyproject.toml into badges and bootstrap cells; returns the files that differed."""
+    """Write the repository's address of pyproject.toml into badges and bootstrap cells; returns what differed."""
     url = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
     url, differing = url.rstrip("/").removesuffix(".git"), []
     for path in [*sorted((project / "notebooks").glob("*.ipynb")), project / "README.md"]:
@@ -585,8 +595,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns 0 when nothing failed, 1 when something did, 2 for a wrong option."""
     parser = argparse.ArgumentParser(prog="run_all.sh", allow_abbrev=False)
     parser.add_argument("command", nargs="?", choices=["run", "badges"], default="run")
-    for option in ("--corpus", "--policy", "--profile", "--only", "--from"):
-        parser.add_argument(option, default="demo" if option == "--corpus" else "", dest="first" if option == "--from" else None)
+    parser.add_argument("--corpus", default="demo")
+    parser.add_argument("--from", dest="first", default="")
+    for option in ("--policy", "--profile", "--only"):
+        parser.add_argument(option, default="")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     for flag in ("--force", "--allow-incomplete", "--publish", "--check"):
         parser.add_argument(flag, action="store_true")
@@ -626,8 +638,8 @@ def print_table(outcomes: dict[str, dict], index: Path) -> None:
         shown = {"cells": "–", "seconds": "–", "peak_mb": "–"} | outcome
         print(f"{name:<28} {shown['status']:<8} {shown['cells']:>5} {shown['seconds']:>9} {shown['peak_mb']:>8}"
               + f"  {shown['reason']}" * (shown["status"] == "skipped"))
-    seconds = sum(outcome["seconds"] for outcome in outcomes.values() if outcome["status"] in ("run", "failed", "skipped"))
-    print(f"{'total of this run':<43} {seconds:>9.1f}\n\nReport: {index}")
+    done = [outcome["seconds"] for outcome in outcomes.values() if outcome["status"] in ("run", "failed", "skipped")]
+    print(f"{'total of this run':<43} {sum(done):>9.1f}\n\nReport: {index}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from IPython.display import Markdown, display
 
 from helpers import paths
 from helpers.cache import write_atomically
@@ -30,6 +31,11 @@ def colours(emotions) -> dict[str, str]:
     """Return emotion → colour, in the project's order; names it does not know get colours of their own."""
     others = [e for e in emotion_order(emotions) if e not in EMOTIONS]
     return {e: _COLOURS.get(e) or _OTHERS[others.index(e) % len(_OTHERS)] for e in emotion_order(emotions)}
+
+
+def say(text: str) -> None:
+    """Show a sentence (markdown) below the cell: what came out, in words, with numbers from variables."""
+    display(Markdown(text))
 
 
 def save_figure(figure: plt.Figure, corpus: str, name: str) -> Path:

@@ -26,13 +26,13 @@ _STARTED = time.time()
 _READ: dict[str, str] = {}  # inputs this process has read, with their hashes
 
 _ID = pa.Column(str, pa.Check.str_matches(r"^[^/]+/.+$"))
-_PROBABILITY = pa.Column(float, pa.Check.in_range(-1e-6, 1 + 1e-6), regex=True)
+_UNIQUE_ID = pa.Column(str, pa.Check.str_matches(r"^[^/]+/.+$"), unique=True)
+_PROBABILITY = pa.Column("float32", pa.Check.in_range(-1e-6, 1 + 1e-6), regex=True)
 _ROLE = pa.Column(str, pa.Check.isin(["train", "valid", "test"]))
 
 SCHEMAS = {
     "utterances": pa.DataFrameSchema({
-        "utterance_id": pa.Column(str, pa.Check.str_matches(r"^[^/]+/.+$"), unique=True),
-        "path": pa.Column(str),
+        "utterance_id": _UNIQUE_ID, "path": pa.Column(str),
         "start_s": pa.Column(float, nullable=True),
         "end_s": pa.Column(float, nullable=True),
         "speaker": pa.Column(str), "sex": pa.Column(str, pa.Check.isin(["female", "male", "unknown"])),
@@ -44,9 +44,12 @@ SCHEMAS = {
         "audio_hash": pa.Column(str), "quality": pa.Column(str),
     }, strict=False, coerce=True),
     "functionals": pa.DataFrameSchema({
-        "utterance_id": pa.Column(str, pa.Check.str_matches(r"^[^/]+/.+$"), unique=True),
+        "utterance_id": _UNIQUE_ID,
         r"^(?!utterance_id).*$": pa.Column("float32", regex=True),
     }, strict=True),
+    "images": pa.DataFrameSchema({
+        "utterance_id": _UNIQUE_ID, "image": pa.Column(str, unique=True), "n_frames": pa.Column(int, pa.Check.ge(1)),
+    }, strict=True, coerce=True),
     "folds": pa.DataFrameSchema({
         "utterance_id": _ID, "emotion": pa.Column(str), "speaker": pa.Column(str),
         "fold": pa.Column(int, pa.Check.ge(1)), "role": _ROLE,
@@ -119,7 +122,7 @@ def read_table(path: Path, schema: str) -> pd.DataFrame:
     """
     path = Path(path)
     if not path.is_file():
-        maker = {"utterances": "02", "functionals": "03", "folds": "05", "predictions": "07 or 11", "results": "18"}
+        maker = {"utterances": "02", "functionals": "03", "images": "04", "folds": "05", "predictions": "07 or 11", "results": "18"}
         raise FileNotFoundError(f"{path} is not there. Notebook {maker.get(schema, '?')} writes it: run that first "
                                 "(or ./run_all.sh, which runs what is missing).")
     frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, keep_default_na=False)

@@ -61,7 +61,7 @@ def run_here(book, values, settings, watch) -> str:
     for count, cell in enumerate(c for c in notebook.cells if c.cell_type == "code"):
         cell.execution_count = count + 3
         cell.metadata["papermill"] = {"duration": time.time()}
-        exec(cell.source, names)  # noqa: S102
+        exec(cell.source, names)
         watch.cells += 1
     notebook.cells[-1].outputs = names.get("outputs", [])
     nbformat.write(notebook, settings.executed(book))
@@ -85,7 +85,8 @@ def project(tmp_path, monkeypatch) -> Path:
 
 
 def settings_of(project: Path, **options) -> pipeline.Settings:
-    return pipeline.Settings(project=project, work=project / "work/demo", corpus="demo", default_policy="four", **options)
+    places = {"project": project, "work": project / "work/demo"}
+    return pipeline.Settings(**places, corpus="demo", default_policy="four", **options)
 
 
 def run(project: Path, **options) -> dict[str, str]:
@@ -115,14 +116,15 @@ def test_unknown_profile_value_fails_before_anything_runs(project, profile, mess
 
 
 def test_profile_values_reach_the_notebook(project):
-    (project / "helpers/profiles/full.yaml").write_text("{all: {EPOCHS: 2}, 01: {EPOCHS: 7}}")  # YAML reads 01 as a number
+    (project / "helpers/profiles/full.yaml").write_text("{all: {EPOCHS: 2}, 01: {EPOCHS: 7}}")  # 01: a number
     assert run(project) == {"01": "run", "02": "run"}
     assert (project / "table.txt").read_text() == "7"
 
 
 def test_options_go_only_where_a_notebook_has_them(project):
     write_notebook(project, "03_third", "", POLICY="", DEVICE="auto")
-    values = pipeline.values_for(notebooks(project), settings_of(project, policy="two", device="cpu", allow_incomplete=True), {})
+    settings = settings_of(project, policy="two", device="cpu", allow_incomplete=True)
+    values = pipeline.values_for(notebooks(project), settings, {"03": {"DEVICE": "cuda"}})
     assert values["01_first"] == {"CORPUS": "demo"}
     assert values["03_third"] == {"CORPUS": "demo", "POLICY": "two", "DEVICE": "cpu"}
 
@@ -151,7 +153,8 @@ def test_fresh_notebooks_are_skipped(project):
 
 
 @pytest.mark.parametrize("change, expected", [
-    (lambda p: write_notebook(p, "01_first", READ_AND_WRITE + "\n", IN="", OUT=str(p / "table.txt")), {"01": "run", "02": "fresh"}),
+    (lambda p: write_notebook(p, "01_first", READ_AND_WRITE + "\n", IN="", OUT=str(p / "table.txt")),
+     {"01": "run", "02": "fresh"}),
     (lambda p: (p / "helpers/profiles/full.yaml").write_text("'02': {EPOCHS: 9}"), {"01": "fresh", "02": "run"}),
     (lambda p: (p / "helpers/profiles/full.yaml").write_text("'01': {EPOCHS: 9}"), {"01": "run", "02": "run"}),
     (lambda p: (p / "helpers/base.py").write_text("ONE = 2"), {"01": "fresh", "02": "run"}),
@@ -181,7 +184,8 @@ def test_another_policy_runs_only_what_knows_policies(project):
 
 
 def test_imports_are_found_in_every_spelling():
-    source = "import helpers.a.b\nfrom helpers import c as x, d\nfrom helpers.e import f\nfrom . import g\nfrom .h import i\nimport numpy"
+    source = ("import helpers.a.b, numpy\nfrom helpers import c as x, d\nfrom helpers.e import f\n"
+              "from . import g\nfrom .h import i")
     assert pipeline.imported(source, "here") == {"a", "c", "d", "e", "g", "h"}
 
 
@@ -192,9 +196,9 @@ def test_notebook_that_skips_itself_is_tried_again(project):
 
 
 def test_second_run_is_locked_out(tmp_path):
-    with pipeline.locked(tmp_path):
-        with pytest.raises(pipeline.Refused, match=f"process {os.getpid()}"), pipeline.locked(tmp_path):
-            pass
+    refused = pytest.raises(pipeline.Refused, match=f"process {os.getpid()}")
+    with pipeline.locked(tmp_path), refused, pipeline.locked(tmp_path):
+        pass
     with pipeline.locked(tmp_path):  # and let in again afterwards
         pass
 
@@ -233,7 +237,8 @@ OUTPUTS = """outputs = [
     dict(output_type='stream', name='stdout', text='and on\\n'),
     dict(output_type='stream', name='stderr', text=f'{HERE}/helpers/x.py:1: UserWarning: short\\n'),
     dict(output_type='execute_result', execution_count=12, metadata={}, data={'text/plain': f"'{HERE}'"}),
-    dict(output_type='display_data', metadata={}, data={'application/vnd.jupyter.widget-view+json': {'model_id': '1'}, 'text/plain': '0%'})]
+    dict(output_type='display_data', metadata={},
+         data={'application/vnd.jupyter.widget-view+json': {'model_id': '1'}, 'text/plain': '0%'})]
 from nbformat import from_dict; outputs = [from_dict(o) for o in outputs]"""
 
 
@@ -241,7 +246,8 @@ from nbformat import from_dict; outputs = [from_dict(o) for o in outputs]"""
 def publishable(project) -> pipeline.Settings:
     (project / "notebooks/02_second.ipynb").unlink()
     write_notebook(project, "01_first", "x = 1", OUTPUTS, HERE=str(project), DEVICE="auto")
-    (project / "README.md").write_text("a\n<!-- results:begin -->\nold\n<!-- results:end -->\nb\n<!-- cost:begin -->\n<!-- cost:end -->\nc")
+    (project / "README.md").write_text("a\n<!-- results:begin -->\nOLD\n<!-- results:end -->\nb\n"
+                                       "<!-- cost:begin -->\n<!-- cost:end -->\nc")
     settings = settings_of(project, device="cpu")
     (settings.policy_work / "predictions").mkdir(parents=True)
     (settings.policy_work / "predictions/svm.parquet").write_bytes(b"table")
@@ -276,7 +282,7 @@ def test_published_files_and_readme(publishable):
     results = publishable.project / "data/results/demo/four"
     assert {path.name for path in results.iterdir()} == {"svm.parquet", "results.csv", "run.json"}
     readme = (publishable.project / "README.md").read_text()
-    assert "| average | **66.2 [60.0–72.0]** |" in readme and "old" not in readme
+    assert "| average | **66.2 [60.0–72.0]** |" in readme and "OLD" not in readme
     assert "[01 · On first](notebooks/01_first.ipynb)" in readme and readme.endswith("<!-- cost:end -->\nc")
 
 
@@ -298,7 +304,7 @@ def test_publishing_refuses_code_that_did_not_run(publishable):
 
 def test_badges_follow_the_address_in_pyproject(tmp_path):
     (tmp_path / "pyproject.toml").write_text('[project.urls]\nRepository = "https://github.com/me/mine.git"\n')
-    badge = "[![Open In Colab](https://x/badge.svg)](https://colab.research.google.com/github/a/b/blob/main/notebooks/{}.ipynb)"
+    badge = "[![Colab](badge.svg)](https://colab.research.google.com/github/a/b/blob/main/notebooks/{}.ipynb)"
     path = write_notebook(tmp_path, "01_first", 'REPOSITORY = "https://github.com/a/b"')
     path.write_text(path.read_text().replace("On first", badge.format("00_renamed")))
     (tmp_path / "README.md").write_text(badge.format("01_first"))
@@ -328,12 +334,12 @@ def real(tmp_path) -> Path:
 
 def start(project: Path, *options: str, home: Path | None = None) -> subprocess.Popen:
     environment = {**os.environ, "SER_WORK": "work", "HOME": str(home or Path.home())}
-    return subprocess.Popen([sys.executable, "-m", "helpers.pipeline", *options], cwd=project, env=environment, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return subprocess.Popen([sys.executable, "-m", "helpers.pipeline", *options], cwd=project, env=environment,
+                            text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 def test_failure_is_told_and_the_next_run_resumes_there(real, tmp_path):
-    kernel = tmp_path / "home/.local/share/jupyter/kernels/python3/kernel.json"  # somebody else's kernel of the same name
+    kernel = tmp_path / "home/.local/share/jupyter/kernels/python3/kernel.json"  # of another Python
     kernel.parent.mkdir(parents=True)
     kernel.write_text('{"argv": ["/bin/false"], "display_name": "Python 3", "language": "python"}')
     write_notebook(real, "01_first", f"import os, sys\nassert sys.executable == {sys.executable!r}\n"
@@ -360,7 +366,8 @@ def test_failure_is_told_and_the_next_run_resumes_there(real, tmp_path):
 
 @pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM])
 def test_killed_run_leaves_nothing_that_looks_finished(real, kind):
-    write_notebook(real, "01_first", "import os, pathlib, time\npathlib.Path('../pid').write_text(str(os.getpid()))\ntime.sleep(60)")
+    write_notebook(real, "01_first", "import os, pathlib, time\n"
+                   "pathlib.Path('../pid').write_text(str(os.getpid()))\ntime.sleep(60)")
     process = start(real)
     deadline = time.monotonic() + 60
     while not (real / "pid").exists() or not (real / "pid").read_text():
@@ -381,9 +388,11 @@ def test_killed_run_leaves_nothing_that_looks_finished(real, kind):
 
 
 @pytest.mark.parametrize("options, code, text", [
-    (["--help"], 0, "Usage: ./run_all.sh"), (["--colour", "red"], 2, "unknown option '--colour'"), (["--corpus"], 2, "needs a value"),
+    (["--help"], 0, "Usage: ./run_all.sh"), (["--colour", "red"], 2, "unknown option '--colour'"),
+    (["--corpus"], 2, "needs a value"),
 ])
 def test_run_all_answers_without_an_environment(real, options, code, text):
-    found = subprocess.run([real / "run_all.sh", *options], cwd="/", capture_output=True, text=True, env={"PATH": os.environ["PATH"]})
+    found = subprocess.run([real / "run_all.sh", *options], cwd="/", capture_output=True, text=True,
+                           env={"PATH": os.environ["PATH"]})
     assert found.returncode == code and text in found.stdout + found.stderr
     assert not (real / ".venv").exists()
