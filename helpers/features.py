@@ -43,7 +43,7 @@ class FrontEnd:
     n_bands: int = 32  # coarse mel bands, followed over time
     n_mfcc: int = 20
     f0_min: float = 62.5  # Hz
-    f0_max: float = 500.0  # Hz
+    f0_max: float = 600.0  # Hz
     voicing: float = 0.5  # height of the autocorrelation peak from which a frame counts as voiced
     harmonic: bool = False  # add the harmonic-percussive share (slow: a median filter over the spectrogram)
     trim_db: float = audio.TRIM_DB  # dB
@@ -244,12 +244,7 @@ def _voice(power: np.ndarray, frames: np.ndarray, fe: FrontEnd) -> np.ndarray:
     shortest, longest = round(fe.sampling_rate / fe.f0_max), round(fe.sampling_rate / fe.f0_min)
     correlation = scipy.fft.irfft(power, fe.n_fft, axis=1)[:, : longest + 2]
     correlation = correlation / (correlation[:, :1] + _FLOOR) / _window_correlation(fe)[: longest + 2]
-    inner = correlation[:, shortest: longest + 1]
-    peak = (inner >= correlation[:, shortest - 1: longest]) & (inner > correlation[:, shortest + 1: longest + 2])
-    # a small bonus for short lags, so that a period is not mistaken for two (Boersma's octave cost)
-    octaves = np.log2(np.arange(shortest, longest + 1, dtype=np.float32) / shortest)
-    best = np.where(peak, inner - 0.02 * octaves, -1).argmax(axis=1)
-    index = best + shortest
+    index, peaked = _best_lags(correlation, shortest, longest)
     row = np.arange(len(index))
     left, middle, right = (correlation[row, index + k] for k in (-1, 0, 1))
     curvature = left - 2 * middle + right
@@ -257,7 +252,7 @@ def _voice(power: np.ndarray, frames: np.ndarray, fe: FrontEnd) -> np.ndarray:
     period = (index + np.clip(shift, -0.5, 0.5)) / fe.sampling_rate
     strength = np.clip(middle, 1e-4, 1 - 1e-4)
     loud = power.sum(axis=1)
-    voiced = (strength > fe.voicing) & peak[row, best] & (loud > 1e-4 * loud.max())  # within 40 dB of the loudest
+    voiced = (strength > fe.voicing) & peaked & (loud > 1e-4 * loud.max())  # within 40 dB of the loudest
     both = voiced[1:] & voiced[:-1]
     jitter = np.where(both, np.abs(np.diff(period)) / period[1:], np.nan)
     amplitude = 20 * np.log10(np.abs(frames).max(axis=1) + _FLOOR)
@@ -266,6 +261,36 @@ def _voice(power: np.ndarray, frames: np.ndarray, fe: FrontEnd) -> np.ndarray:
     unvoiced = np.where(voiced, 0, np.nan)
     return np.column_stack([12 * np.log2(1 / period / 55) + unvoiced, strength,
                             10 * np.log10(strength / (1 - strength)) + unvoiced, jitter, shimmer])
+
+
+def _best_lags(correlation: np.ndarray, shortest: int, longest: int, n_candidates: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    """Choose one period per frame (samples) among its highest peaks, so that the path over time jumps little (Viterbi).
+
+    Short lags get a small bonus, so that one period is not mistaken for two (Boersma's octave cost); a jump costs in
+    proportion to its size in octaves. Also returns whether the frame has a peak at all.
+    """
+    inner = correlation[:, shortest: longest + 1]
+    is_peak = (inner >= correlation[:, shortest - 1: longest]) & (inner > correlation[:, shortest + 1: longest + 2])
+    octaves = np.log2(np.arange(shortest, longest + 1, dtype=np.float32))
+    # the window's correction blows long lags up beyond 1: there they count as 1
+    score = np.where(is_peak, np.minimum(inner, 1) - 0.05 * octaves, -2)
+    candidates = np.argpartition(score, -n_candidates, axis=1)[:, -n_candidates:]
+    gain = np.take_along_axis(score, candidates, axis=1)
+    jump = 0.3 * np.abs(octaves[candidates[1:]][:, :, None] - octaves[candidates[:-1]][:, None, :])  # (n_frames - 1, to, from)
+    came_from = np.zeros(candidates.shape, int)
+    total = gain[0]
+    every = np.arange(n_candidates)
+    for t in range(1, len(candidates)):
+        reached = total - jump[t - 1]
+        came_from[t] = reached.argmax(axis=1)
+        total = reached[every, came_from[t]] + gain[t]
+    path = np.empty(len(candidates), int)
+    path[-1] = total.argmax()
+    for t in range(len(candidates) - 1, 0, -1):
+        path[t - 1] = came_from[t, path[t]]
+    row = np.arange(len(path))
+    lag = candidates[row, path]
+    return lag + shortest, is_peak[row, lag]
 
 
 def _spectral_shape(power: np.ndarray, magnitude: np.ndarray, fe: FrontEnd) -> np.ndarray:
