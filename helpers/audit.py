@@ -136,8 +136,8 @@ def _apart(rows: pd.DataFrame, column: str, what: str, level: str) -> Finding:
     for value in values[:3]:
         ids = rows.loc[rows[column] == value, "utterance_id"].unique()
         examples.append(f"{value} ({', '.join(ids[:2])}{', …' if len(ids) > 2 else ''})")
-    return Finding(level, what, f"{len(values)} {what} on two sides of a fold, in {split.index.get_level_values('fold').nunique()} "
-                                f"fold(s): {'; '.join(examples)}")
+    n_folds = split.index.get_level_values("fold").nunique()
+    return Finding(level, what, f"{len(values)} {what} on two sides of a fold, in {n_folds} fold(s): {'; '.join(examples)}")
 
 
 def _shared_sentences(rows: pd.DataFrame) -> Finding:

@@ -87,7 +87,7 @@ def get(name: str) -> Corpus:
     if not re.fullmatch(r"[\w-]+", name):
         raise ValueError(f"corpus name {name!r}: use letters, digits, '-' and '_' (it names folders)")
     return Corpus(name=name, title=f"{name} (your own files)", language="", citation="", licence="yours",
-                  tree="<emotion>/<speaker>_anything.wav     or a table utterances.csv: path,speaker,emotion[,sex,sentence,text]",
+                  tree="<emotion>/<speaker>_anything.wav, or a table utterances.csv: path,speaker,emotion[,sex,sentence,text]",
                   manual="It is your own folder.", reader=lambda root: read_folder(root, name))
 
 
@@ -324,9 +324,12 @@ _IEMOCAP = dict(
               "iemocap-4-unmerged": _same("neutral", "happy", "sad", "angry"),
               "iemocap-6": _same("neutral", "happy", "excited", "sad", "angry", "frustrated")},
     folds={n: (f"Ses0{n}",) for n in range(1, 6)})
-_CREMAD_WOMEN = {*"1002 1003 1004 1006 1007 1008 1009 1010 1012 1013 1018 1020 1021 1024 1025 1028 1029 1030 1037 1043 1046 "
-                 "1047 1049 1052 1053 1054 1055 1056 1058 1060 1061 1063 1072 1073 1074 1075 1076 1078 1079 1082 1084 1089 "
-                 "1091".split()}
+_CREMAD_WOMEN = {
+    "1002", "1003", "1004", "1006", "1007", "1008", "1009", "1010", "1012", "1013", "1018", "1020", "1021",
+    "1024", "1025", "1028", "1029", "1030", "1037", "1043", "1046", "1047", "1049", "1052", "1053", "1054",
+    "1055", "1056", "1058", "1060", "1061", "1063", "1072", "1073", "1074", "1075", "1076", "1078", "1079",
+    "1082", "1084", "1089", "1091",
+}
 
 CORPORA = {corpus.name: corpus for corpus in [
     Corpus(
@@ -358,7 +361,7 @@ CORPORA = {corpus.name: corpus for corpus in [
         policies={"emodb-7": _BIG_SIX | _same("bored")}, policy_counts={"emodb-7": 535},
         counts={"angry": 127, "bored": 81, "disgust": 46, "fearful": 69, "happy": 71, "sad": 62, "neutral": 79},
         sexes=lambda speaker: "male" if speaker in {"03", "10", "11", "12", "15"} else "female",
-        folds={i: (s,) for i, s in enumerate("03 08 09 10 11 12 13 14 15 16".split(), start=1)},
+        folds={i: (s,) for i, s in enumerate(["03", "08", "09", "10", "11", "12", "13", "14", "15", "16"], start=1)},
         manual="http://emodb.bilderbar.info (no published checksum, so it is not fetched by itself)"),
     Corpus(
         "cremad", "CREMA-D", "English", n_speakers=91, citation="Cao et al. (2014), IEEE Trans. Affective Computing 5(4)",

@@ -10,6 +10,7 @@ Everything is computed from the same power spectrum, so that a clip is Fourier-t
 descriptor.
 """
 
+import itertools
 from dataclasses import asdict, dataclass
 from functools import cache
 
@@ -328,7 +329,7 @@ def _contrast(magnitude: np.ndarray, fe: FrontEnd) -> np.ndarray:
     frequency = np.fft.rfftfreq(fe.n_fft, 1 / fe.sampling_rate)
     edges = np.searchsorted(frequency, [0, *(100 * 2.0 ** np.arange(6)), fe.sampling_rate])
     columns = []
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in itertools.pairwise(edges):
         count = max(round(0.02 * (high - low)), 1)
         band = magnitude[:, low:high]
         if count == 1:

@@ -156,8 +156,9 @@ def results_table(models: dict[str, pd.DataFrame], folds: pd.DataFrame, protocol
     rows = []
     for name, predictions in (models | {"majority": majority(folds)}).items():
         for variant, part in predictions.loc[predictions["role"] == "test"].groupby("variant"):
-            line = f"{protocol}, {part['fold'].nunique()} folds, {variant}" + (", pretrained" if part["pretrained"].any() else "")
-            rows.append({"model": name, "variant": variant, "pretrained": bool(part["pretrained"].any()),
+            pretrained = bool(part["pretrained"].any())
+            line = f"{protocol}, {part['fold'].nunique()} folds, {variant}{', pretrained' * pretrained}"
+            rows.append({"model": name, "variant": variant, "pretrained": pretrained,
                          **evaluate(part, speakers), "protocol": line})
     return pd.DataFrame(rows).sort_values(["variant", "uar"], ascending=[True, False], ignore_index=True)
 

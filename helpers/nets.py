@@ -1,5 +1,7 @@
 """Network architectures; all return logits (softmax is part of the loss, and of the prediction, never of the net)."""
 
+import itertools
+
 import torch
 from torch import nn
 
@@ -33,7 +35,7 @@ class MelCNN(nn.Module):
         widths = (1, *self.channels)
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.Conv2d(n_in, n_out, 3, padding=1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU(), nn.MaxPool2d(2))
-            for n_in, n_out in zip(widths[:-1], widths[1:], strict=True))
+            for n_in, n_out in itertools.pairwise(widths))
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(2 * self.channels[-1] * (n_bands // 16), 512), nn.ReLU(),
                                   nn.Dropout(dropout), nn.Linear(512, n_classes))
 

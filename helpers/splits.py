@@ -49,8 +49,9 @@ def make_folds(utterances: pd.DataFrame, published: dict[int, tuple[str, ...]] |
         test_units = {fold: sorted(set(names) & set(units.index)) for fold, names in published.items()}
         named = [name for names in test_units.values() for name in names]
         if sorted(named) != sorted(units.index):
-            raise ValueError(f"the published folds and the corpus do not match: not in any fold {sorted(set(units.index) - set(named))}, "
-                             f"in two folds {sorted({n for n in named if named.count(n) > 1})}")
+            homeless = sorted(set(units.index) - set(named))
+            raise ValueError(f"the published folds and the corpus do not match: not in any fold {homeless}, in two folds"
+                             f" {sorted({n for n in named if named.count(n) > 1})}")
         test_units = {fold: names for fold, names in test_units.items() if names}
     else:
         test_units = _drawn_test_units(utterances, min(n_folds, len(units)), seed)

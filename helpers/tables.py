@@ -12,7 +12,7 @@ import os
 import platform
 import time
 import warnings
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import cache as remember
 from pathlib import Path
 
@@ -99,7 +99,7 @@ def write_table(frame: pd.DataFrame, path: Path, schema: str, *, notebook: str =
         "table": path.name, "schema": schema, "rows": len(frame), "sha256": file_hash(path),
         "notebook": notebook, "parameters": parameters or {},
         "inputs": {name: digest for name, digest in _READ.items() if name != _name(path)},
-        "seconds": round(time.time() - _STARTED, 1), "written": datetime.now(timezone.utc).isoformat("T", "seconds"),
+        "seconds": round(time.time() - _STARTED, 1), "written": datetime.now(UTC).isoformat("T", "seconds"),
         "versions": {"python": platform.python_version(), "pandas": pd.__version__},
     }
     text = json.dumps(sidecar, indent=1, default=str).encode()
@@ -122,7 +122,8 @@ def read_table(path: Path, schema: str) -> pd.DataFrame:
     """
     path = Path(path)
     if not path.is_file():
-        maker = {"utterances": "02", "functionals": "03", "images": "04", "folds": "05", "predictions": "07 or 11", "results": "18"}
+        maker = {"utterances": "02", "functionals": "03", "images": "04", "folds": "05", "predictions": "07 or 11",
+                 "results": "18"}
         raise FileNotFoundError(f"{path} is not there. Notebook {maker.get(schema, '?')} writes it: run that first "
                                 "(or ./run_all.sh, which runs what is missing).")
     frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, keep_default_na=False)

@@ -71,7 +71,8 @@ class Network:
             probability = _predict(net, valid.inputs, device)
             nll = float(-np.log(probability[np.arange(len(probability)), valid.classes] + 1e-9).mean())
             recalls = [(probability[valid.classes == c].argmax(1) == c).mean() for c in np.unique(valid.classes)]
-            curves.append({"epoch": epoch + 1, "train_loss": train_loss, "valid_nll": nll, "valid_uar": float(np.mean(recalls))})
+            curves.append({"epoch": epoch + 1, "train_loss": train_loss, "valid_nll": nll,
+                           "valid_uar": float(np.mean(recalls))})
             if not np.isfinite(train_loss):
                 raise ValueError(f"{self.name}: the loss became {train_loss} in epoch {epoch + 1}; lower the learning rate "
                                  f"({self.learning_rate})")

@@ -13,7 +13,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from helpers import pipeline
+from helpers import notebooks, pipeline, publish, report
 
 HELPERS = Path(pipeline.__file__).parent
 ROOT = HELPERS.parent
@@ -84,20 +84,20 @@ def project(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def settings_of(project: Path, **options) -> pipeline.Settings:
+def settings_of(project: Path, **options) -> notebooks.Settings:
     places = {"project": project, "work": project / "work/demo"}
-    return pipeline.Settings(**places, corpus="demo", default_policy="four", **options)
+    return notebooks.Settings(**places, corpus="demo", default_policy="four", **options)
 
 
 def run(project: Path, **options) -> dict[str, str]:
     """Run the project; returns status by notebook number."""
     settings = settings_of(project, **options)
-    outcomes = pipeline.run(notebooks(project), settings)
+    outcomes = pipeline.run(books_of(project), settings)
     return {name[:2]: outcome["status"] for name, outcome in outcomes.items()}
 
 
-def notebooks(project: Path) -> list[pipeline.Notebook]:
-    return [pipeline.read_notebook(path) for path in sorted((project / "notebooks").glob("*.ipynb"))]
+def books_of(project: Path) -> list[notebooks.Notebook]:
+    return [notebooks.read_notebook(path) for path in sorted((project / "notebooks").glob("*.ipynb"))]
 
 
 # Parameters
@@ -110,7 +110,7 @@ def notebooks(project: Path) -> list[pipeline.Notebook]:
 ])
 def test_unknown_profile_value_fails_before_anything_runs(project, profile, message):
     (project / "helpers/profiles/full.yaml").write_text(profile)
-    with pytest.raises(pipeline.Refused, match=message):
+    with pytest.raises(notebooks.Refused, match=message):
         run(project)
     assert not (project / "table.txt").exists()
 
@@ -124,7 +124,7 @@ def test_profile_values_reach_the_notebook(project):
 def test_options_go_only_where_a_notebook_has_them(project):
     write_notebook(project, "03_third", "", POLICY="", DEVICE="auto")
     settings = settings_of(project, policy="two", device="cpu", allow_incomplete=True)
-    values = pipeline.values_for(notebooks(project), settings, {"03": {"DEVICE": "cuda"}})
+    values = notebooks.values_for(books_of(project), settings, {"03": {"DEVICE": "cuda"}})
     assert values["01_first"] == {"CORPUS": "demo"}
     assert values["03_third"] == {"CORPUS": "demo", "POLICY": "two", "DEVICE": "cpu"}
 
@@ -132,12 +132,12 @@ def test_options_go_only_where_a_notebook_has_them(project):
 def test_derived_value_in_the_parameters_cell_is_refused(project):
     path = write_notebook(project, "03_third")
     path.write_text(path.read_text().replace("EPOCHS = 5", "EPOCHS = 5 * 2 ** 1"))
-    with pytest.raises(pipeline.Refused, match="expected only NAME = literal"):
-        pipeline.read_notebook(path)
+    with pytest.raises(notebooks.Refused, match="expected only NAME = literal"):
+        notebooks.read_notebook(path)
 
 
 def test_unknown_notebook_number_is_refused(project):
-    with pytest.raises(pipeline.Refused, match="no notebook 09; there are 01, 02"):
+    with pytest.raises(notebooks.Refused, match="no notebook 09; there are 01, 02"):
         run(project, only=("01", "09"))
     assert run(project, only=("01",)) == {"01": "run", "02": "not run"}
     assert run(project, first="02") == {"01": "earlier", "02": "run"}
@@ -196,7 +196,7 @@ def test_notebook_that_skips_itself_is_tried_again(project):
 
 
 def test_second_run_is_locked_out(tmp_path):
-    refused = pytest.raises(pipeline.Refused, match=f"process {os.getpid()}")
+    refused = pytest.raises(notebooks.Refused, match=f"process {os.getpid()}")
     with pipeline.locked(tmp_path), refused, pipeline.locked(tmp_path):
         pass
     with pipeline.locked(tmp_path):  # and let in again afterwards
@@ -208,13 +208,13 @@ def test_second_run_is_locked_out(tmp_path):
 
 def test_report_shows_results_and_where_things_are(project):
     settings = settings_of(project, synthetic=True)
-    books = notebooks(project)
+    books = books_of(project)
     outcomes = pipeline.run(books, settings)
     (settings.work / "figures").mkdir()
     (settings.work / "figures/02_loss curve.png").write_bytes(b"png")
     settings.policy_work.mkdir()
     (settings.policy_work / "results.csv").write_text(RESULTS)
-    page = pipeline.write_report(books, outcomes, settings).read_text()
+    page = report.write_report(books, outcomes, settings).read_text()
     assert "these numbers say nothing about real speech" in page
     assert "<b>66.2 [60.0–72.0]</b>" in page and "<b>61.0" not in page, "the best model of a variant is bold"
     assert page.index("average") < page.index("majority") < page.index("Speaker-normalised")
@@ -225,7 +225,7 @@ def test_report_shows_results_and_where_things_are(project):
     assert record["policy"] == "four" and record["versions"]["python"]
     assert record["notebooks"]["01_first"].keys() >= {"status", "seconds", "peak_mb"}
     (settings.work / "figures/02_loss curve.png").unlink()
-    pipeline.write_report(books, outcomes, settings)
+    report.write_report(books, outcomes, settings)
     assert not list((settings.reports / "figures").iterdir()), "a figure that is drawn no longer is shown no longer"
 
 
@@ -243,7 +243,7 @@ from nbformat import from_dict; outputs = [from_dict(o) for o in outputs]"""
 
 
 @pytest.fixture
-def publishable(project) -> pipeline.Settings:
+def publishable(project) -> notebooks.Settings:
     (project / "notebooks/02_second.ipynb").unlink()
     write_notebook(project, "01_first", "x = 1", OUTPUTS, HERE=str(project), DEVICE="auto")
     (project / "README.md").write_text("a\n<!-- results:begin -->\nOLD\n<!-- results:end -->\nb\n"
@@ -255,11 +255,11 @@ def publishable(project) -> pipeline.Settings:
     return settings
 
 
-def run_and_publish(settings: pipeline.Settings) -> str:
-    books = notebooks(settings.project)
+def run_and_publish(settings: notebooks.Settings) -> str:
+    books = books_of(settings.project)
     outcomes = pipeline.run(books, settings)
-    pipeline.write_report(books, outcomes, settings)
-    pipeline.publish(books, outcomes, settings)
+    report.write_report(books, outcomes, settings)
+    publish.publish(books, outcomes, settings)
     return (settings.project / "notebooks/01_first.ipynb").read_text()
 
 
@@ -289,17 +289,17 @@ def test_published_files_and_readme(publishable):
 def test_publishing_refuses_other_values_than_the_defaults(publishable):
     (publishable.project / "helpers/profiles/full.yaml").write_text("'01': {EPOCHS: 1}")
     before = (publishable.project / "notebooks/01_first.ipynb").read_text()
-    with pytest.raises(pipeline.Refused, match="01_first: EPOCHS was 1, its default is 5"):
+    with pytest.raises(notebooks.Refused, match="01_first: EPOCHS was 1, its default is 5"):
         run_and_publish(publishable)
     assert (publishable.project / "notebooks/01_first.ipynb").read_text() == before
 
 
 def test_publishing_refuses_code_that_did_not_run(publishable):
-    books = notebooks(publishable.project)
+    books = books_of(publishable.project)
     outcomes = pipeline.run(books, publishable)
     write_notebook(publishable.project, "01_first", "x = 2", OUTPUTS, HERE=str(publishable.project), DEVICE="auto")
-    with pytest.raises(pipeline.Refused, match="not the code that ran"):
-        pipeline.publish(books, outcomes, publishable)
+    with pytest.raises(notebooks.Refused, match="not the code that ran"):
+        publish.publish(books, outcomes, publishable)
 
 
 def test_badges_follow_the_address_in_pyproject(tmp_path):
@@ -308,11 +308,11 @@ def test_badges_follow_the_address_in_pyproject(tmp_path):
     path = write_notebook(tmp_path, "01_first", 'REPOSITORY = "https://github.com/a/b"')
     path.write_text(path.read_text().replace("On first", badge.format("00_renamed")))
     (tmp_path / "README.md").write_text(badge.format("01_first"))
-    assert pipeline.badges(tmp_path, check=True) == ["01_first.ipynb", "README.md"] == pipeline.badges(tmp_path)
-    assert pipeline.badges(tmp_path, check=True) == []
+    assert publish.badges(tmp_path, check=True) == ["01_first.ipynb", "README.md"] == publish.badges(tmp_path)
+    assert publish.badges(tmp_path, check=True) == []
     text = path.read_text() + (tmp_path / "README.md").read_text()
     assert text.count("github/me/mine/blob/main/notebooks/01_first.ipynb") == 2
-    assert pipeline.read_notebook(path).code[1] == 'REPOSITORY = "https://github.com/me/mine"'
+    assert notebooks.read_notebook(path).code[1] == 'REPOSITORY = "https://github.com/me/mine"'
 
 
 # The real thing, in a process of its own
@@ -322,7 +322,8 @@ def test_badges_follow_the_address_in_pyproject(tmp_path):
 def real(tmp_path) -> Path:
     """A copy of the package in a project of its own, with a made-up registry of corpora."""
     (tmp_path / "helpers").mkdir()
-    for name in ("__init__.py", "paths.py", "cache.py", "tables.py", "pipeline.py", "report.html"):
+    for name in ("__init__.py", "paths.py", "cache.py", "tables.py", "pipeline.py", "notebooks.py", "report.py",
+                 "publish.py", "report.html"):
         shutil.copy(HELPERS / name, tmp_path / "helpers")
     shutil.copytree(HELPERS / "profiles", tmp_path / "helpers/profiles")
     for profile in (tmp_path / "helpers/profiles").iterdir():
@@ -380,8 +381,8 @@ def test_killed_run_leaves_nothing_that_looks_finished(real, kind):
     while Path(f"/proc/{kernel}").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not Path(f"/proc/{kernel}").exists(), "the kernel ends with the run"
-    settings = pipeline.Settings(project=real, work=real / "work/demo", corpus="demo", default_policy="four")
-    book = pipeline.read_notebook(real / "notebooks/01_first.ipynb")
+    settings = notebooks.Settings(project=real, work=real / "work/demo", corpus="demo", default_policy="four")
+    book = notebooks.read_notebook(real / "notebooks/01_first.ipynb")
     assert pipeline.why_stale(book, {"CORPUS": "demo"}, settings) == "no finished run"
     with pipeline.locked(settings.work):  # and the lock went with the process
         pass

@@ -1,0 +1,134 @@
+"""Publishing: what a run made goes to where it is committed, with nothing in it that tells of the machine."""
+
+import json
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+from helpers import paths
+from helpers.notebooks import Notebook, Refused, Settings, is_added, mirror, read_json, write
+from helpers.report import COLUMNS, device_name, result_groups
+
+
+def publish(books: list[Notebook], outcomes: dict[str, dict], settings: Settings) -> None:
+    """Copy what this run made to where it is committed: notebooks, figures, predictions, the tables of README.
+
+    Raises
+    ------
+    Refused
+        If a notebook did not succeed, ran with other values than its defaults, or changed since; nothing is copied.
+    """
+    import nbformat
+
+    ready, faults = {}, []
+    for book in books:
+        status = outcomes[book.name]["status"]
+        if status in ("failed", "skipped"):
+            faults.append(f"{book.name}: {status} ({outcomes[book.name]['reason']})")
+        if status not in ("run", "fresh"):
+            continue
+        used = read_json(settings.stamp(book))["values"]
+        faults += [f"{book.name}: {name} was {used[name]!r}, its default is {default!r}"
+                   for name, default in json.loads(json.dumps(book.parameters)).items()
+                   if name != "DEVICE" and used[name] != default]
+        ready[book.path] = nbformat.read(book.path, 4)
+        if not take_outputs(ready[book.path], nbformat.read(settings.executed(book), 4), settings):
+            faults.append(f"{book.name}: its code is not the code that ran; run it again")
+    if faults:
+        raise Refused("nothing was published, because of\n  " + "\n  ".join(faults))
+    rewrite_readme(settings.project / "README.md", books, outcomes, settings)  # first: it may refuse
+    for path, notebook in ready.items():
+        write(path, nbformat.writes(notebook) + "\n")
+        mirror(settings.work / "figures", settings.project / "figures", f"{path.name[:2]}_*.png")
+    results = settings.project / "data/results" / settings.corpus / settings.policy_work.name
+    for source in [*(settings.policy_work / "predictions").glob("*.parquet"), settings.policy_work / "results.csv",
+                   settings.policy_work / "folds.csv", settings.reports / "run.json"]:
+        if source.is_file():
+            write(results / source.name, source.read_bytes())
+
+
+def take_outputs(notebook, executed, settings: Settings) -> bool:
+    """Give a committed notebook the outputs of its executed copy; False when that ran other code.
+
+    Equal runs give equal bytes, and nothing tells of the machine: metadata, progress bars and folders are dropped.
+    """
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    done = [cell for cell in executed.cells if cell.cell_type == "code" and not is_added(cell)]
+    kernel = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+    notebook.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
+    for cell in notebook.cells:
+        cell.metadata = {"tags": ["parameters"]} if "parameters" in cell.metadata.get("tags", []) else {}
+    for count, (cell, run_cell) in enumerate(zip(cells, done, strict=False), start=1):
+        cell.execution_count, cell.outputs = count, []
+        for output in run_cell.outputs:
+            if output.output_type == "stream":
+                if output.name == "stderr":  # progress bars: "12%|███   |" drawn again and again
+                    lines = re.split(r"[\r\n]", output.text)
+                    lines = [line for line in lines if not re.search(r"\d%\||\dit \[", line)]
+                    output.text = "\n".join(lines) if any(line.strip() for line in lines) else ""
+                output.text = without_places(output.text, settings)
+                if cell.outputs and cell.outputs[-1].get("name") == output.name:
+                    cell.outputs[-1].text += output.text
+                    continue
+            elif output.output_type == "execute_result":
+                output.execution_count = count
+            for kind, content in output.get("data", {}).items():
+                output.data[kind] = without_places(content, settings) if kind.startswith("text/") else content
+            if output.get("text") != "" and "application/vnd.jupyter.widget-view+json" not in output.get("data", {}):
+                cell.outputs.append(output)
+    return [cell.source for cell in cells] == [cell.source for cell in done]
+
+
+def without_places(text: str, settings: Settings) -> str:
+    """Replace the folders of this machine in a text by what a reader knows."""
+    places = {settings.work.parent: "SER_WORK", paths.data(): "SER_DATA", Path(sys.prefix): ".venv",
+              settings.project: ".", Path.home(): "~"}
+    for place in sorted(places.keys() - {Path("/")}, key=lambda place: -len(str(place))):
+        text = text.replace(f"{place}/", "" if places[place] == "." else f"{places[place]}/")
+        text = re.sub(rf"{re.escape(str(place))}\b", places[place], text)
+    return re.sub(r"[\w/.~-]*/ipykernel_\d+/\d+\.py", "cell", text)
+
+
+def rewrite_readme(readme: Path, books: list[Notebook], outcomes: dict[str, dict], settings: Settings) -> None:
+    """Write the results and the cost of the published run between their marks in README."""
+    results = []
+    for group in result_groups(settings.policy_work / "results.csv"):
+        results += [f"**{group['variant'].capitalize()}** (in %, NLL in nats)", "", "| model | " + " | ".join(
+                    heading for heading, _, _ in COLUMNS) + " |", "|---" + "|--:" * len(COLUMNS) + "|"]
+        for row in group["rows"]:
+            cells = [f"**{cell['text']}**" if cell["best"] else cell["text"] for cell in row["cells"]]
+            results.append(f"| {row['model']}{' (pretrained)' if row['pretrained'] else ''} | {' | '.join(cells)} |")
+        results += ["", *(f"<sub>{protocol}</sub>  " for protocol in group["protocols"]), ""]
+    cost = ["| notebook | seconds | peak memory |", "|---|--:|--:|"]
+    for book in books:
+        outcome = {"seconds": 0, "peak_mb": 0} | outcomes[book.name]
+        figures = f"{outcome['seconds']:.0f} | {outcome['peak_mb'] / 1024:.1f} GB"
+        cost.append(f"| [{book.title}](notebooks/{book.path.name}) | {figures} |")
+    cost += ["", f"Measured on: {device_name(settings.device)}."]
+    text = readme.read_text(encoding="utf-8")
+    for block, lines in {"results": results, "cost": cost}.items():
+        before, begin, rest = text.partition(f"<!-- {block}:begin -->\n")
+        _, end, after = rest.partition(f"<!-- {block}:end -->")
+        if not end:
+            raise Refused(f"{readme} has no lines <!-- {block}:begin --> and <!-- {block}:end -->; put them where the "
+                          "table shall stand.")
+        text = before + begin + "\n".join([*lines, ""]) + end + after
+    write(readme, text)
+
+
+def badges(project: Path, check: bool = False) -> list[str]:
+    """Write the repository's address of pyproject.toml into badges and bootstrap cells; returns what differed."""
+    url = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
+    url, differing = url.rstrip("/").removesuffix(".git"), []
+    for path in [*sorted((project / "notebooks").glob("*.ipynb")), project / "README.md"]:
+        before = path.read_text(encoding="utf-8")
+        own = path.name if path.suffix == ".ipynb" else r"\g<1>"  # a badge opens the notebook that it stands in
+        after = re.sub(r"(?<=colab\.research\.google\.com/github/)[\w.-]+/[\w.-]+/blob/main/notebooks/([\w-]+\.ipynb)",
+                       rf"{'/'.join(url.split('/')[-2:])}/blob/main/notebooks/{own}", before)
+        after = re.sub(r'(REPOSITORY = \\?")[^"\\]*', rf"\g<1>{url}", after)
+        if after != before:
+            differing.append(path.name)
+            if not check:
+                write(path, after)
+    return differing

@@ -1,0 +1,177 @@
+"""Reading IEMOCAP's layout, on the bundled demo corpus; labels are recomputed here from the text of the files."""
+
+import re
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+
+from helpers import audio, corpora, iemocap, paths
+
+DEMO = paths.PROJECT / "data/demo"
+WORDS = {"Neutral": "neu", "Anger": "ang", "Sadness": "sad", "Happiness": "hap", "Excited": "exc", "Frustration": "fru",
+         "Surprise": "sur", "Fear": "fea", "Disgust": "dis", "Other": "oth"}
+
+
+@pytest.fixture(scope="module")
+def table() -> pd.DataFrame:
+    return iemocap.read(DEMO).set_index("utterance_id")
+
+
+@pytest.fixture
+def one_dialogue(tmp_path) -> Path:
+    """A root folder with one dialogue's evaluation, and no audio."""
+    target = tmp_path / "IEMOCAP_full_release/Session1/dialog/EmoEvaluation/Ses01F_impro01.txt"
+    target.parent.mkdir(parents=True)
+    shutil.copy(DEMO / "Session1/dialog/EmoEvaluation/Ses01F_impro01.txt", target)
+    return target
+
+
+def blocks() -> list[tuple[str, str, list[float], str]]:
+    """Every turn of every evaluation file, by splitting the text at empty lines."""
+    found = []
+    for path in sorted(DEMO.glob("Session*/dialog/EmoEvaluation/*.txt")):
+        for block in re.split(r"\n\s*\n", path.read_text())[1:]:
+            if block.strip():
+                _, name, label, numbers = block.splitlines()[0].split("\t")
+                found.append((name, label, [float(x) for x in numbers.strip("[]").split(",")], block))
+    return found
+
+
+def test_every_turn_is_read_once(table):
+    assert list(table.index) == [name for name, *_ in blocks()] or sorted(table.index) == sorted(n for n, *_ in blocks())
+    assert len(table) >= 400 and table.index.is_unique and table["speaker"].nunique() == 10
+
+
+def test_label_is_the_majority_of_outside_votes(table):
+    for name, _, _, block in blocks():
+        votes = [re.findall(r"[A-Z]\w+", line.split("\t")[1]) for line in block.splitlines() if line.startswith("C-E")]
+        counts = Counter(WORDS[word] for vote in votes for word in vote)
+        best = [word for word, n in counts.items() if n == max(counts.values())]
+        expected = best[0] if len(best) == 1 and counts[best[0]] * 2 > len(votes) else "xxx"
+        assert table.loc[name, "emotion_native"] == iemocap.NATIVE[expected], f"{name}: {dict(counts)}"
+
+
+def test_attributes_are_the_means_of_outside_scores(table):
+    for name, _, _, block in blocks():
+        scores = [[int(x) for x in re.findall(r"\d", line.split("\t")[1])] for line in block.splitlines()
+                  if line.startswith("A-E")]
+        assert table.loc[name, ["valence", "arousal", "dominance"]].tolist() == pytest.approx(np.mean(scores, axis=0), abs=1e-3)
+
+
+def test_votes_name_every_annotator(table):
+    assert table.loc["Ses01F_impro01_F000", "votes"] == "E2: neutral | E3: frustration | E4: frustration | F1: frustration"
+
+
+def test_speaker_is_the_second_letter(table):
+    assert table.loc["Ses01F_impro01_M000", ["speaker", "sex", "group"]].tolist() == ["Ses01M", "male", "Ses01"]
+    assert table.loc["Ses02M_impro02_F000", ["speaker", "sex", "group"]].tolist() == ["Ses02F", "female", "Ses02"]
+    assert all(speaker[-1] == name.split("_")[-1][0] for name, speaker in table["speaker"].items())
+
+
+def test_text_belongs_to_the_turn(table):
+    assert table.loc["Ses01F_impro01_F000", "text"] == "Why is it always my fault?"
+    assert (table["text"] != "").all() and (table["sentence"] == table["text"].str.lower()).all()
+
+
+def test_sentences_are_files_and_session_5_is_cut_from_dialogues(table):
+    last = table["group"] == "Ses05"
+    assert table.loc[~last, "start_s"].isna().all() and table.loc[last, "start_s"].notna().all()
+    assert all(Path(path).stem == name for name, path in table.loc[~last, "path"].items())
+    assert all(Path(path).stem == name.rsplit("_", 1)[0] for name, path in table.loc[last, "path"].items())
+
+
+def test_durations_agree_with_the_times(table):
+    times = {turn["id"]: turn["end"] - turn["start"] for path in DEMO.glob("Session[15]/dialog/EmoEvaluation/*impro01.txt")
+             for turn in iemocap.read_evaluation(path)}
+    for name, expected in list(times.items())[::5]:
+        row = table.loc[name]
+        found = len(audio.load(row["path"], row["start_s"], row["end_s"])) / audio.SAMPLING_RATE
+        assert found == pytest.approx(expected, abs=0.02), name
+
+
+def test_a_turn_cut_from_its_dialogue_is_in_the_right_place(table):
+    row = table.loc["Ses05F_impro01_F001"]
+    whole = audio.load(row["path"])
+    middle = audio.load(row["path"], row["start_s"], row["end_s"])
+    begin = round(row["start_s"] * audio.SAMPLING_RATE)
+    assert np.abs(whole[begin: begin + len(middle)] - middle).max() < 0.05
+
+
+def test_unknown_label_stops_with_file_line_and_labels(one_dialogue):
+    one_dialogue.write_text(one_dialogue.read_text().replace("\tang\t", "\tangr\t", 1))
+    with pytest.raises(ValueError, match=r"Ses01F_impro01.txt, line \d+: label 'angr', expected one of \['ang'"):
+        iemocap.read(one_dialogue.parents[3])
+
+
+def test_file_without_turns_stops(one_dialogue):
+    one_dialogue.write_text("nothing of the kind")
+    with pytest.raises(ValueError, match=r"Ses01F_impro01.txt holds no line like"):
+        iemocap.read(one_dialogue.parents[3])
+
+
+def test_turn_line_that_does_not_fit_is_not_dropped_in_silence(one_dialogue):
+    text = one_dialogue.read_text()
+    one_dialogue.write_text(text.replace("\tfru\t[2.5000, 2.5000, 3.5000]", "\tfru\t[2.5000, , 3.5000]", 1))
+    with pytest.raises(ValueError, match="Ses01F_impro01.txt, line 3"):
+        iemocap.read_evaluation(one_dialogue)
+
+
+def test_root_may_be_one_level_above_the_sessions(one_dialogue):
+    found = iemocap.read(one_dialogue.parents[4])
+    assert len(found) == len(iemocap.read(one_dialogue.parents[3])) == 24
+    assert (found["path"] == "").all() and (found["text"] == "").all()
+
+
+def test_missing_audio_is_reported(one_dialogue, data_folder, monkeypatch):
+    root = one_dialogue.parents[3]
+    wav = root / "Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_F000.wav"
+    wav.parent.mkdir(parents=True)
+    soundfile.write(wav, np.zeros(16000), 16000)
+    root.rename(data_folder / "iemocap")
+    missing, _, _ = corpora.validate("iemocap")
+    assert "audio of iemocap/Ses01F_impro01_M000" in missing and "audio of iemocap/Ses01F_impro01_F000" not in missing
+    with pytest.raises(ValueError, match="found 24 of 10039 utterances"):
+        corpora.require_complete("iemocap")
+
+
+def test_stray_files_of_other_systems_are_ignored(one_dialogue):
+    shutil.copy(one_dialogue, one_dialogue.with_name("._Ses01F_impro01.txt"))
+    stray = one_dialogue.parents[2] / "sentences/wav/Ses01F_impro01/._Ses01F_impro01_F000.wav"
+    stray.parent.mkdir(parents=True)
+    stray.write_bytes(b"Mac OS X")
+    assert len(iemocap.read(one_dialogue.parents[3])) == 24
+    assert (iemocap.read(one_dialogue.parents[3])["path"] == "").all()
+
+
+def complete_release(**other) -> pd.DataFrame:
+    counts = iemocap.COUNTS | other
+    return pd.DataFrame({"emotion_native": np.repeat(list(counts), list(counts.values()))})
+
+
+@pytest.mark.parametrize(("policy", "expected"), [("iemocap-4", 5531), ("iemocap-4-unmerged", 4490), ("iemocap-6", 7380)])
+def test_complete_release_has_the_known_counts(policy, expected):
+    assert len(complete_release()) == 10039
+    assert len(corpora.apply_policy(complete_release(), "iemocap", policy)) == expected
+
+
+def test_assertion_of_counts_fires_on_a_complete_release_only(monkeypatch):
+    assert len(corpora.apply_policy(complete_release(sad=1000), "iemocap")) == 5531 - 84
+    monkeypatch.setitem(corpora.get("iemocap").policies["iemocap-4"], "surprised", "happy")
+    assert len(corpora.apply_policy(complete_release(sad=1000), "iemocap")) == 5531 - 84 + 107
+    with pytest.raises(ValueError, match="iemocap-4: 5638 utterances left of the complete release, expected 5531"):
+        corpora.apply_policy(complete_release(), "iemocap")
+
+
+def test_demo_corpus_is_sound():
+    assert corpora.require_complete("demo").endswith(": complete")
+    table = corpora.index("demo")
+    counts = table["emotion_native"].value_counts()
+    assert counts["undecided"] > 5 and counts.max() > 2 * counts.get("happy", 0)
+    assert corpora.get("demo").synthetic
+    size = sum(path.stat().st_size for path in DEMO.rglob("*") if path.is_file())
+    assert size < 8e6
