@@ -22,6 +22,7 @@ import librosa
 import numpy as np
 import pandas as pd
 import timing
+from joblib.externals.loky import get_reusable_executor
 
 from helpers import audio, features
 
@@ -125,6 +126,7 @@ def table_memory(corpus: str, n_clips: int, repetitions: int, work: str) -> tupl
     utterances["audio_hash"] = [f"copy {i}" for i in range(len(utterances))]
     utterances["utterance_id"] += " " + utterances["audio_hash"]
     table = features.functionals_table(utterances, FRONT_END)
+    get_reusable_executor().shutdown()  # this process would wait five minutes for its idle workers to leave
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
     return len(table), peak, table.memory_usage(index=False, deep=True).sum() / 1e6

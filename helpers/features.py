@@ -90,10 +90,11 @@ def mel_spectrogram(signal: np.ndarray, front_end: FrontEnd = FrontEnd()) -> np.
 def functionals(signal: np.ndarray, front_end: FrontEnd = FrontEnd()) -> dict[str, float]:
     """Summarise a signal's descriptors over time, into named numbers.
 
-    Per descriptor: mean, std, min, max, percentiles 5, 25, 50, 75, 95, slope (per second), and mean and std over the
-    voiced frames; of its change over time (delta, per second): mean of the absolute value, std, percentiles 5 and 95.
-    Per clip: duration, share of voiced frames and of pauses, voiced stretches per second and their length, tuning, the
-    mean and standard deviation of the absolute samples, and the means of the fine mel bands.
+    Per descriptor: mean, std, min, max, percentiles 5, 25, 50, 75, 95, slope (per second), mean and std over the voiced
+    frames and over the loudest third; of its change over time (delta, per second): mean of the absolute value, std,
+    percentiles 5 and 95. Between MFCC, energy and F0: their correlations over time. Per clip: duration, shares of voiced
+    frames and of pauses, voiced stretches and loudness peaks per second, length of a voiced stretch, tuning, mean and std of
+    the absolute samples, and the means of the fine mel bands.
 
     Parameters
     ----------
@@ -116,7 +117,10 @@ def functionals(signal: np.ndarray, front_end: FrontEnd = FrontEnd()) -> dict[st
 
     row = {f"{name}__mean": value for name, value in zip(fine_names, fine.mean(axis=0), strict=True)}
     row |= _clip_numbers(signal, curves, names, voiced, front_end)
-    for part, columns in [(_curve_functionals(curves, voiced, front_end), names),
+    level = curves[:, names.index("rms_db")]
+    loud = level >= np.percentile(level, 67)
+    row |= _correlations(curves, names)
+    for part, columns in [(_curve_functionals(curves, voiced, loud, front_end), names),
                           (_delta_functionals(curves, front_end), names)]:
         for functional, values in part.items():
             row |= {f"{name}__{functional}": value for name, value in zip(columns, values, strict=True)}
@@ -380,27 +384,45 @@ def _dct_matrix(n: int, k: int) -> np.ndarray:
 # --- functionals --------------------------------------------------------------------------------------------------
 
 
-def _curve_functionals(curves: np.ndarray, voiced: np.ndarray, fe: FrontEnd) -> dict[str, np.ndarray]:
+def _curve_functionals(curves: np.ndarray, voiced: np.ndarray, loud: np.ndarray, fe: FrontEnd) -> dict[str, np.ndarray]:
     """Statistics of each curve over its finite frames, shape (n_descriptors,) each."""
-    n = np.isfinite(curves).sum(axis=0).clip(min=1)
-    filled = np.where(np.isfinite(curves), curves, 0)
     present = np.isfinite(curves)
-    mean = filled.sum(axis=0) / n
+    n = present.sum(axis=0).clip(min=1)
+    filled = np.where(present, curves, 0)
+    mean = _finite_mean(curves)
     centred = np.where(present, curves - mean, 0)
     ordered = np.sort(curves, axis=0)  # NaN go last
     time = np.arange(len(curves), dtype=np.float32)[:, None] * (fe.hop_length / fe.sampling_rate)
     time = np.where(present, time, 0) - (np.where(present, time, 0).sum(axis=0) / n)
     time = np.where(present, time, 0)
-    weight = (voiced[:, None] & present).astype(np.float32)
-    n_voiced = weight.sum(axis=0).clip(min=1)
-    voiced_mean = (filled * weight).sum(axis=0) / n_voiced
-    voiced_var = ((filled - voiced_mean) ** 2 * weight).sum(axis=0) / n_voiced
     result = {"mean": mean, "std": np.sqrt((centred**2).sum(axis=0) / n),
               "slope": (centred * time).sum(axis=0) / ((time**2).sum(axis=0) + 1e-6)}
     for name, share in [("min", 0), ("p05", 0.05), ("p25", 0.25), ("p50", 0.5), ("p75", 0.75), ("p95", 0.95),
                         ("max", 1)]:
         result[name] = _ordered_percentile(ordered, n, share)
-    return result | {"voiced_mean": voiced_mean, "voiced_std": np.sqrt(voiced_var)}
+    for name, chosen in [("voiced", voiced), ("loud", loud)]:
+        weight = (chosen[:, None] & present).astype(np.float32)
+        n_chosen = weight.sum(axis=0).clip(min=1)
+        chosen_mean = (filled * weight).sum(axis=0) / n_chosen
+        result[f"{name}_mean"] = chosen_mean
+        result[f"{name}_std"] = np.sqrt(((filled - chosen_mean) ** 2 * weight).sum(axis=0) / n_chosen)
+    return result
+
+
+def _correlations(curves: np.ndarray, names: list[str]) -> dict[str, float]:
+    """How the lower MFCC, energy and pitch move together: correlations over time, which no statistic of one curve holds."""
+    chosen = [*(f"mfcc{i:02d}" for i in range(13)), "rms_db", "f0_st"]
+    values = curves[:, [names.index(name) for name in chosen]]
+    centred = np.where(np.isfinite(values), values - _finite_mean(values), 0)
+    norm = np.sqrt((centred**2).sum(axis=0)) + 1e-6
+    matrix = (centred / norm).T @ (centred / norm)
+    return {f"{chosen[i]}__with_{chosen[j]}": matrix[i, j] for i in range(len(chosen)) for j in range(i + 1, len(chosen))}
+
+
+def _finite_mean(values: np.ndarray) -> np.ndarray:
+    """Mean of each column's finite values; 0 where there are none."""
+    present = np.isfinite(values)
+    return np.where(present, values, 0).sum(axis=0) / present.sum(axis=0).clip(min=1)
 
 
 def _delta_functionals(curves: np.ndarray, fe: FrontEnd) -> dict[str, np.ndarray]:

@@ -1,0 +1,269 @@
+"""One road from model to predictions: cached, deterministic, and blind to the test rows' emotions."""
+
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import make_features, make_utterances
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from helpers import estimators, experiment, metrics, splits, tables
+from helpers.estimators import Classical
+from helpers.experiment import Part, cross_validate
+from helpers.features import normalise_by_speaker
+from helpers.nets import MelCNN
+from helpers.training import Network
+
+
+class Counting(Classical):
+    """Counts how many folds were really computed, and keeps what it was given."""
+
+    given: list = []  # noqa: RUF012
+
+    def fit_predict(self, train, valid, test, n_classes, seed):
+        self.given.append((train, valid, test))
+        return super().fit_predict(train, valid, test, n_classes, seed)
+
+
+@pytest.fixture
+def setup():
+    utterances = make_utterances(10, 4)
+    return make_features(utterances), utterances["utterance_id"], splits.make_folds(utterances, n_folds=5)
+
+
+@pytest.fixture
+def counting():
+    Counting.given.clear()
+    return Counting("LDA", make_pipeline(StandardScaler(), LinearDiscriminantAnalysis()))
+
+
+def test_predictions_hold_every_valid_and_test_row_once(setup, counting):
+    inputs, ids, folds = setup
+    table, record = cross_validate(counting, inputs, ids, folds)
+    wanted = folds[folds["role"] != "train"].set_index(["utterance_id", "fold", "role"])["emotion"]
+    found = table.set_index(["utterance_id", "fold", "role"])["truth"]
+    assert found.sort_index().equals(wanted.sort_index().rename("truth"))
+    tables.SCHEMAS["predictions"].validate(table)
+    np.testing.assert_allclose(metrics.probabilities(table)[0].sum(axis=1), 1, atol=1e-5)
+    assert metrics.uar(table[table["role"] == "test"]) > 0.6, "these features are easy"
+    assert set(record["folds"]) == set("12345")
+
+
+def test_record_names_the_rows_that_each_step_saw(setup):
+    inputs, ids, folds = setup
+    _, record = cross_validate(Classical("LDA", LinearDiscriminantAnalysis(), refit=False), inputs, ids, folds)
+    rows = folds.query("fold == 2").groupby("role")["utterance_id"].agg(set)
+    assert set(record["folds"]["2"]["fit"]) == rows["train"] and set(record["folds"]["2"]["select"]) == rows["valid"]
+
+
+def test_finished_folds_are_not_computed_again(setup, counting):
+    inputs, ids, folds = setup
+    first, _ = cross_validate(counting, inputs, ids, folds)
+    assert len(counting.given) == 5
+    assert cross_validate(counting, inputs, ids, folds)[0].equals(first) and len(counting.given) == 5
+    cross_validate(counting, inputs, ids, folds, seed=100)
+    assert len(counting.given) == 10, "another seed is another result"
+    changed = inputs.copy()
+    changed[3] += 1
+    cross_validate(counting, changed, ids, folds)
+    assert len(counting.given) == 15, "every fold sees every row, so one changed row changes them all"
+    cross_validate(Counting("LDA", LinearDiscriminantAnalysis()), inputs, ids, folds)
+    assert len(counting.given) == 20, "another estimator is another recipe"
+
+
+def test_an_interrupted_run_continues(setup, counting, monkeypatch):
+    inputs, ids, folds = setup
+    fit = Classical.fit_predict
+
+    def killed(self, *given):
+        if len(self.given) == 3:
+            raise KeyboardInterrupt
+        return fit(self, *given)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Classical, "fit_predict", killed)
+        patch.setattr(Counting, "recipe", lambda self: {})
+        cross_validate(counting, inputs, ids, folds)
+    monkeypatch.setattr(Counting, "recipe", lambda self: {})
+    cross_validate(counting, inputs, ids, folds)
+    assert len(counting.given) == 3 + 3, "two folds were finished before the kill"
+
+
+def test_result_does_not_depend_on_n_jobs(setup, monkeypatch, private_work):
+    inputs, ids, folds = setup
+    model = Classical("logistic", make_pipeline(StandardScaler(), LogisticRegression()), {"logisticregression__C": [0.1, 1]})
+    alone, _ = cross_validate(model, inputs, ids, folds)
+    monkeypatch.setenv("SER_WORK", str(private_work / "other"))
+    side_by_side, _ = cross_validate(model, inputs, ids, folds, n_jobs=2)
+    assert side_by_side.equals(alone)
+
+
+def test_rows_may_come_in_any_order(setup):
+    inputs, ids, folds = setup
+    order = np.random.default_rng(0).permutation(len(ids))
+    model = Classical("LDA", LinearDiscriminantAnalysis())
+    straight, mixed = (cross_validate(model, inputs[o], ids.iloc[o], folds)[0] for o in (np.arange(len(ids)), order))
+    assert straight.equals(mixed)
+
+
+def test_a_model_never_gets_the_emotions_of_test_rows(setup, counting):
+    inputs, ids, folds = setup
+    before, _ = cross_validate(counting, inputs, ids, folds)
+    for train, valid, test in counting.given:
+        assert isinstance(test, np.ndarray) and test.shape[1:] == inputs.shape[1:]
+        assert not set(map(bytes, test)) & set(map(bytes, np.concatenate([train.inputs, valid.inputs])))
+    one = folds[folds["fold"] == 1]
+    lied = one.assign(emotion=np.where(one["role"] == "test", np.roll(one["emotion"], 1), one["emotion"]))
+    after, _ = cross_validate(counting, inputs, ids, lied)
+    columns = [c for c in before if c.startswith("p_")]
+    assert after[columns].equals(before.loc[before["fold"] == 1, columns].reset_index(drop=True))
+
+
+def test_emotion_that_a_fold_does_not_train_on_gets_a_zero(setup):
+    inputs, ids, folds = setup
+    speaker = folds.loc[(folds["fold"] == 1) & (folds["role"] == "test"), "speaker"].iloc[0]
+    rare = folds[(folds["emotion"] != "sad") | (folds["speaker"] == speaker)]
+    table, _ = cross_validate(Classical("LDA", LinearDiscriminantAnalysis()), inputs, ids, rare)
+    first = table[(table["fold"] == 1) & (table["role"] == "test")]
+    assert "sad" in set(first["truth"]) and (first["p_sad"] == 0).all()
+    np.testing.assert_allclose(metrics.probabilities(table)[0].sum(axis=1), 1, atol=1e-5)
+
+
+def test_inputs_with_nan_are_refused_with_their_number(setup):
+    inputs, ids, folds = setup
+    inputs[[3, 7], 2], inputs[3, 5] = np.nan, np.inf
+    with pytest.raises(ValueError, match="^2 rows of the inputs hold NaN or infinite values"):
+        cross_validate(Classical("LDA", LinearDiscriminantAnalysis()), inputs, ids, folds)
+
+
+def test_missing_utterances_are_refused_by_name(setup):
+    inputs, ids, folds = setup
+    with pytest.raises(ValueError, match=r"the folds name 2 of 160 utterances that have no inputs, e.g. \['toy/s00_neutral_0'"):
+        cross_validate(Classical("LDA", LinearDiscriminantAnalysis()), inputs[2:], ids[2:], folds)
+
+
+def test_utterances_that_the_policy_left_out_are_ignored(setup):
+    inputs, ids, folds = setup
+    model = Classical("LDA", LinearDiscriminantAnalysis())
+    more = np.concatenate([inputs, np.full((3, inputs.shape[1]), np.nan, np.float32)])
+    table, _ = cross_validate(model, more, pd.Series([*ids, "toy/x", "toy/y", "toy/z"]), folds)
+    assert table.equals(cross_validate(model, inputs, ids, folds)[0])
+
+
+def test_speaker_normalised_inputs_have_their_variant(setup):
+    inputs, ids, folds = setup
+    scaled = normalise_by_speaker(inputs, ids.str[4:7].to_numpy(str))
+    table, record = cross_validate(Classical("LDA", LinearDiscriminantAnalysis()), scaled, ids, folds, "speaker-normalised")
+    assert set(table["variant"]) == {record["variant"]} == {"speaker-normalised"}
+
+
+def test_setting_is_chosen_on_valid_rows_alone():
+    rng = np.random.default_rng(0)
+    classes = np.tile(np.arange(3), 30)
+    train, valid = (Part(np.eye(3)[classes] + rng.normal(0, s, (90, 3)), classes, np.repeat(["a", "b", "c"], 30)) for s in (1, 0.01))
+    model = Classical("l", LogisticRegression(), {"C": [1e-5, 1e3]})
+    assert model.fit_predict(train, valid, valid.inputs, 3, 0)["notes"]["setting"] == {"C": 1e3}
+    wrong = Part(valid.inputs, np.roll(classes, 1), valid.speakers)
+    assert model.fit_predict(train, wrong, valid.inputs, 3, 0)["notes"]["setting"] == {"C": 1e-5}
+
+
+@pytest.mark.parametrize("name", estimators.classical_models(12))
+def test_every_classical_model_is_valid_and_deterministic(name, monkeypatch):
+    utterances = make_utterances(6, 5)
+    inputs, classes = make_features(utterances, strength=2), utterances["emotion"].astype("category").cat.codes.to_numpy().astype(int)
+    speakers = utterances["speaker"].to_numpy(str)
+    train, valid, test = (Part(inputs[m], classes[m], speakers[m]) for m in
+                          (speakers < "s04", speakers == "s04", speakers == "s05"))
+    model = estimators.classical_models(12, n_trees=10, n_rounds=5, k_best=8, search=False)[name]
+    outcomes = [model.fit_predict(train, valid, test.inputs, 5, seed=3) for _ in range(2)]
+    for role in ("valid", "test"):
+        values = outcomes[0][role]
+        assert values.shape == (20, 5) and (values >= 0).all() and (values[:, 4] == 0).all()
+        np.testing.assert_allclose(values.sum(axis=1), 1, atol=1e-5)
+        assert np.array_equal(values, outcomes[1][role])
+    assert np.mean(outcomes[0]["test"].argmax(axis=1) == test.classes) > 0.5
+    assert experiment.recipe_hash(model.recipe()) != experiment.recipe_hash(estimators.classical_models(13, 11, 6, 9)[name].recipe())
+
+
+def pictures(n: int = 48, frames: int = 64, seed: int = 0) -> Part:
+    """Images with a bright stripe whose height is the class."""
+    rng = np.random.default_rng(seed)
+    classes = np.arange(n) % 3
+    images = rng.integers(1, 120, (n, 32, frames)).astype(np.uint8)
+    for image, c in zip(images, classes, strict=True):
+        image[4 + 10 * c: 8 + 10 * c] = 230
+    return Part(images, classes, np.repeat(["a", "b"], n // 2))
+
+
+def test_network_learns_and_is_deterministic():
+    net = Network("CNN", MelCNN, epochs=8, patience=8, batch_size=16, device="cpu")
+    train, valid, test = pictures(), pictures(24, seed=1), pictures(24, seed=2)
+    outcomes = [net.fit_predict(train, valid, test.inputs, 3, seed=5) for _ in range(2)]
+    assert np.array_equal(outcomes[0]["test"], outcomes[1]["test"]) and outcomes[0]["notes"] == outcomes[1]["notes"]
+    assert not np.array_equal(outcomes[0]["test"], net.fit_predict(train, valid, test.inputs, 3, seed=6)["test"])
+    assert np.mean(outcomes[0]["test"].argmax(axis=1) == test.classes) > 0.8
+    np.testing.assert_allclose(outcomes[0]["test"].sum(axis=1), 1, atol=1e-5)
+    assert outcomes[0]["steps"] == {"fit": ["train"], "stop": ["valid"]}
+
+
+def test_network_stops_when_valid_gets_no_better_and_keeps_its_best_epoch():
+    valid = pictures(24, seed=1)
+    wrong = Part(valid.inputs, (valid.classes + 1) % 3, valid.speakers)
+    notes = Network("CNN", MelCNN, epochs=12, patience=2, device="cpu").fit_predict(pictures(), wrong, wrong.inputs, 3, 0)["notes"]
+    losses = [epoch["valid_nll"] for epoch in notes["curves"]]
+    assert len(losses) < 12 and notes["best_epoch"] == 1 + int(np.argmin(losses)) == len(losses) - 2
+
+
+def test_network_keeps_its_predictions_of_the_best_epoch():
+    net = Network("CNN", MelCNN, epochs=6, patience=6, device="cpu")
+    valid = pictures(24, seed=1)
+    outcome = net.fit_predict(pictures(), valid, valid.inputs, 3, 0)
+    nll = -np.log(outcome["valid"][np.arange(24), valid.classes] + 1e-9).mean()
+    assert nll == pytest.approx(min(epoch["valid_nll"] for epoch in outcome["notes"]["curves"]), rel=1e-6)
+
+
+def test_one_training_row_over_a_full_batch_is_no_problem():
+    train = pictures(48)
+    odd = Part(train.inputs[:33], train.classes[:33], train.speakers[:33])
+    assert np.isfinite(Network("CNN", MelCNN, epochs=1, device="cpu").fit_predict(odd, odd, odd.inputs, 3, 0)["test"]).all()
+
+
+@pytest.mark.parametrize("padding", [16, 64])
+@pytest.mark.parametrize("frames", [64, 60])
+def test_padding_does_not_change_logits(padding, frames):
+    torch.manual_seed(0)
+    net = MelCNN(3, 32)
+    images = np.pad(pictures(8, frames).inputs, ((0, 0), (0, 0), (0, -frames % 16)))
+    net(torch.from_numpy(images))  # batch statistics that are not 0 and 1
+    net.eval()
+    wider = np.pad(images, ((0, 0), (0, 0), (0, padding)))
+    with torch.inference_mode():
+        torch.testing.assert_close(net(torch.from_numpy(images)), net(torch.from_numpy(wider)), atol=1e-5, rtol=1e-5)
+        alone = torch.cat([net(torch.from_numpy(image[None])) for image in images])
+        torch.testing.assert_close(net(torch.from_numpy(images)), alone, atol=1e-5, rtol=1e-4)
+
+
+def test_silent_image_gives_finite_logits():
+    net = MelCNN(3, 32).eval()
+    assert torch.isfinite(net(torch.zeros(2, 32, 48, dtype=torch.uint8))).all()
+
+
+def test_cross_validation_of_a_network_is_cached(setup, monkeypatch):
+    _, ids, folds = setup
+    rng = np.random.default_rng(0)
+    images = rng.integers(1, 255, (len(ids), 16, 16)).astype(np.uint8)
+    net = Network("CNN", MelCNN, epochs=1, device="cpu", batch_size=64)
+    first, record = cross_validate(net, images, ids, folds)
+    monkeypatch.setattr(Network, "fit_predict", partial(pytest.fail, "computed again"), raising=True)
+    assert "curves" in record["folds"]["1"]["notes"] and first["p_sad"].dtype == np.float32
+
+
+def test_recipe_of_a_network_knows_its_settings_but_not_its_device():
+    recipes = [experiment.recipe_hash(Network("CNN", MelCNN, **options).recipe()) for options in
+               ({}, {"device": "cpu"}, {"epochs": 3}, {"shift": 2}, {"learning_rate": 1e-4}, {"label_smoothing": 0.0})]
+    assert recipes[0] == recipes[1] and len(set(recipes)) == 5

@@ -1,0 +1,120 @@
+"""Images: what is written is what is read, and only what changed is written again."""
+
+import numpy as np
+import pytest
+from conftest import clips, harmonic_tone, noise, write_audio
+from PIL import Image
+
+from helpers import audio, features, spectrograms
+
+STEP = (spectrograms.DB_MAX - spectrograms.DB_MIN) / 255
+
+
+@pytest.fixture
+def made(tmp_path):
+    """Two clips, their images, and when those were written."""
+    table = clips(short=write_audio(tmp_path / "in/short é.wav", harmonic_tone(150, 0.4)),
+                  long=write_audio(tmp_path / "in/long.wav", noise(0.8)))
+    return table, spectrograms.write_images(table, tmp_path / "png", n_jobs=1), tmp_path / "png"
+
+
+def times(folder) -> dict:
+    return {path.name: path.stat().st_mtime_ns for path in folder.rglob("*.png")}
+
+
+def test_pixels_are_decibels_within_half_a_step():
+    signal = harmonic_tone(200, 0.5) + noise(0.5, 0.001)
+    image = spectrograms.mel_image(signal)
+    level = features.mel_spectrogram(audio.trim(signal)).T[::-1].clip(spectrograms.DB_MIN, spectrograms.DB_MAX)
+    assert image.dtype == np.uint8 and image.shape[0] == 128
+    assert np.abs(spectrograms.DB_MIN + STEP * image - level).max() <= STEP / 2 + 1e-3
+
+
+def test_lowest_band_is_at_the_bottom():
+    image = spectrograms.mel_image(harmonic_tone(100, 0.5))
+    assert image[-20:].mean() > image[:20].mean() + 50
+
+
+def test_files_hold_the_images_where_image_folder_readers_look(made):
+    table, images, folder = made
+    assert images["image"].tolist() == ["neutral/short.png", "neutral/long.png"]
+    for row, path in zip(images.itertuples(), table["path"], strict=True):
+        expected = spectrograms.mel_image(audio.load(path))
+        with Image.open(folder / row.image) as file:
+            assert file.mode == "L" and np.array_equal(np.asarray(file), expected)
+        assert row.n_frames == expected.shape[1]
+
+
+def test_unchanged_images_are_left_alone(made):
+    table, images, folder = made
+    before = times(folder)
+    assert spectrograms.write_images(table, folder, n_jobs=1).equals(images) and times(folder) == before
+
+
+def test_changed_recipe_or_audio_is_written_again(made):
+    table, _, folder = made
+    before = times(folder)
+    spectrograms.write_images(table.assign(audio_hash=["short", "changed"]), folder, n_jobs=1)
+    after = times(folder)
+    assert after["short.png"] == before["short.png"] and after["long.png"] != before["long.png"]
+    images = spectrograms.write_images(table, folder, features.FrontEnd(n_mels=64), n_jobs=1)
+    assert spectrograms.read_images(images, folder, 40).shape == (2, 64, 40)
+    assert times(folder).keys() == after.keys()
+
+
+@pytest.mark.parametrize("kept", [0, 20, 100, 0.5, 0.9, 0.999])
+def test_truncated_image_is_written_again(made, kept):
+    table, images, folder = made
+    path = folder / "neutral/long.png"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: kept if kept in (0, 20, 100) else int(kept * len(whole))])
+    spectrograms.write_images(table, folder, n_jobs=1)
+    assert path.read_bytes() == whole
+
+
+def test_reading_pads_with_silence_and_cuts_at_the_end(made):
+    _, images, folder = made
+    short, long = images["n_frames"]
+    wanted = (short + long) // 2
+    stack = spectrograms.read_images(images, folder, wanted)
+    assert stack.shape == (2, 128, wanted) and stack.dtype == np.uint8
+    with Image.open(folder / "neutral/long.png") as file:
+        assert np.array_equal(stack[1], np.asarray(file)[:, :wanted])
+    with Image.open(folder / "neutral/short.png") as file:
+        assert np.array_equal(stack[0, :, :short], np.asarray(file))
+    assert (stack[0, :, short:] == 0).all()
+
+
+def test_shrinking_averages_blocks(made):
+    _, images, folder = made
+    full, half = (spectrograms.read_images(images, folder, 30, shrink) for shrink in (1, 2))
+    assert half.shape == (2, 64, 15)
+    blocks = full.reshape(2, 64, 2, 15, 2).mean(axis=(2, 4))
+    assert np.abs(half - blocks).max() <= 0.5
+
+
+def test_image_of_another_height_is_refused_by_name(made):
+    _, images, folder = made
+    Image.fromarray(np.ones((64, 50), np.uint8)).save(folder / "neutral/long.png")
+    with pytest.raises(ValueError, match=r"long.png has 64 bands, the others 128: run notebook 04"):
+        spectrograms.read_images(images, folder, 40)
+
+
+def test_speaker_normalisation_ignores_padding():
+    rng = np.random.default_rng(0)
+    stack = rng.integers(50, 200, (6, 8, 40)).astype(np.uint8)
+    stack[0, :, 25:] = 0
+    speakers = np.array(list("aaabbb"))
+    found = spectrograms.normalise_by_speaker(stack, speakers)
+    wider = spectrograms.normalise_by_speaker(np.pad(stack, ((0, 0), (0, 0), (0, 30))), speakers)
+    assert np.array_equal(wider[:, :, :40], found) and (wider[:, :, 40:] == 0).all()
+    assert (found[0, :, 25:] == 0).all() and (found[1:] > 0).all()
+    mine = found[3:].astype(float)
+    assert mine.mean(axis=(0, 2)) == pytest.approx(128, abs=1) and mine.std(axis=(0, 2)) == pytest.approx(32, abs=1.5)
+
+
+def test_speaker_normalisation_takes_loudness_of_a_speaker_away():
+    rng = np.random.default_rng(0)
+    quiet = rng.integers(40, 90, (3, 8, 40)).astype(np.uint8)
+    found = spectrograms.normalise_by_speaker(np.concatenate([quiet, quiet + 100]), np.array(list("aaabbb")))
+    assert np.array_equal(found[:3], found[3:])
