@@ -6,6 +6,7 @@ emotions, so it can't learn from them; what it did with the other rows is writte
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import joblib
@@ -14,7 +15,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from helpers.audit import audit_inputs, audit_record, require_clean
-from helpers.cache import fetch, recipe_hash
+from helpers.cache import fetch, recipe_hash, write_atomically
 from helpers.corpora import emotion_order
 
 
@@ -120,6 +121,12 @@ def cross_validate(model: Model, inputs: np.ndarray, utterance_ids: pd.Series, f
     require_clean(audit_record(record, folds))
     columns = ["utterance_id", "fold", "role", "variant", "pretrained", "truth", *(f"p_{e}" for e in emotions)]
     return pd.concat(tables, ignore_index=True)[columns], record
+
+
+def write_record(records: list[dict], path: Path) -> None:
+    """Write a model's run records, one per variant, as JSON."""
+    text = json.dumps(records).encode()
+    write_atomically(path, lambda handle: handle.write(text))
 
 
 def _stored_fold(model: Model, inputs: np.ndarray, position: pd.Series, rows: pd.DataFrame, emotions: list[str], seed: int,

@@ -12,6 +12,11 @@ from tqdm.auto import tqdm
 from helpers.experiment import Part
 
 
+def find_device(name: str = "auto") -> torch.device:
+    """Return the device to compute on; "auto" takes a GPU where there is one."""
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
 @dataclass(frozen=True)
 class Network:
     """A network that ``experiment.cross_validate`` can run.
@@ -54,11 +59,11 @@ class Network:
 
     def fit_predict(self, train: Part, valid: Part, test: np.ndarray, n_classes: int, seed: int) -> dict:
         """Train with early stopping on the valid speakers, then predict valid and test rows."""
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device)
+        device = find_device(self.device)
         torch.manual_seed(seed)
         generator = torch.Generator().manual_seed(seed)
         net = self.build(n_classes, train.inputs.shape[1]).to(device)
-        images, targets = torch.from_numpy(train.inputs).to(device), torch.from_numpy(train.classes).to(device)
+        images, targets = torch.tensor(train.inputs, device=device), torch.tensor(train.classes, device=device)
         frequency = torch.bincount(targets, minlength=n_classes).clamp(min=1)
         loss = nn.CrossEntropyLoss(weight=len(targets) / (n_classes * frequency.float()), label_smoothing=self.label_smoothing)
         optimiser = torch.optim.AdamW(net.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
@@ -121,5 +126,5 @@ def _moved(batch: torch.Tensor, shift: int, generator: torch.Generator) -> torch
 @torch.inference_mode()
 def _predict(net: nn.Module, inputs: np.ndarray, device: torch.device) -> np.ndarray:
     net.eval()
-    batches = torch.from_numpy(inputs).split(256)
+    batches = torch.tensor(inputs).split(256)
     return torch.cat([net(batch.to(device)).softmax(1) for batch in batches]).cpu().double().numpy()

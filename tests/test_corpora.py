@@ -30,7 +30,8 @@ NAMES = {
                "AudioWAV/1002_IEO_HAP_HI.wav": ("1002", "female", "happy", "IEO"),
                "AudioWAV/1091_WSI_NEU_XX.wav": ("1091", "female", "neutral", "WSI")},
     "savee": {"AudioData/DC/a01.wav": ("DC", "male", "angry", "01"), "AudioData/JK/sa15.wav": ("JK", "male", "sad", "15"),
-              "AudioData/KL/su03.wav": ("KL", "male", "surprised", "03"), "AudioData/JE/n30.wav": ("JE", "male", "neutral", "30"),
+              "AudioData/KL/su03.wav": ("KL", "male", "surprised", "03"),
+              "AudioData/JE/n30.wav": ("JE", "male", "neutral", "30"),
               "ALL/JE_f02.wav": ("JE", "male", "fearful", "02")},
     "tess": {"OAF_angry/OAF_back_angry.wav": ("OA", "female", "angry", "back"),
              "YAF_pleasant_surprised/YAF_dog_ps.wav": ("YA", "female", "surprised", "dog"),
@@ -39,7 +40,7 @@ NAMES = {
     "emovo": {"f1/dis-f1-b1.wav": ("f1", "female", "disgust", "b1"), "m3/gio-m3-l4.wav": ("m3", "male", "happy", "l4"),
               "m1/pau-m1-n5.wav": ("m1", "male", "fearful", "n5"), "f2/rab-f2-d1.wav": ("f2", "female", "angry", "d1")},
 }
-SPEAKERS = {"ravdess": {f"{i:02d}" for i in range(1, 25)}, "emodb": set("03 08 09 10 11 12 13 14 15 16".split()),
+SPEAKERS = {"ravdess": {f"{i:02d}" for i in range(1, 25)}, "emodb": {"03", *(f"{i:02d}" for i in range(8, 17))},
             "cremad": {str(i) for i in range(1001, 1092)}, "savee": {"DC", "JE", "JK", "KL"}, "tess": {"OA", "YA"},
             "emovo": {"f1", "f2", "f3", "m1", "m2", "m3"}, "iemocap": {f"Ses0{i}" for i in range(1, 6)}}
 
@@ -188,7 +189,7 @@ def test_own_folder(folder_of):
     assert table["emotion_native"].tolist() == ["joie été", "joie été", "colère"]
     assert table["utterance_id"].is_unique and set(table["sex"]) == {"unknown"}
     assert corpora.validate("mes_données")[1] == ["colère/nospeaker.wav"]
-    with pytest.raises(ValueError, match="colère/nospeaker.wav"):
+    with pytest.raises(ValueError, match=r"colère/nospeaker\.wav"):
         corpora.require_complete("mes_données")
 
 
@@ -271,7 +272,7 @@ def test_download_with_wrong_checksum_leaves_nothing(served, data_folder):
     assert list(data_folder.iterdir()) == []
 
 
-@pytest.mark.parametrize("fault", [zipfile.BadZipFile("cut short"), KeyboardInterrupt(), OSError(28, "No space left on device")])
+@pytest.mark.parametrize("fault", [zipfile.BadZipFile("cut short"), KeyboardInterrupt(), OSError(28, "No space left")])
 def test_download_stopped_while_unpacking_leaves_no_half_folder(served, data_folder, monkeypatch, fault):
     unpack = zipfile.ZipFile.extractall
 

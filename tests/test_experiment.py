@@ -1,7 +1,5 @@
 """One road from model to predictions: cached, deterministic, and blind to the test rows' emotions."""
 
-from functools import partial
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,6 +16,15 @@ from helpers.experiment import Part, cross_validate
 from helpers.features import normalise_by_speaker
 from helpers.nets import MelCNN
 from helpers.training import Network
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """These networks are so small that threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 class Counting(Classical):
@@ -124,6 +131,12 @@ def test_a_model_never_gets_the_emotions_of_test_rows(setup, counting):
     assert after[columns].equals(before.loc[before["fold"] == 1, columns].reset_index(drop=True))
 
 
+def test_a_model_gets_arrays_that_torch_takes_without_a_warning(setup, counting):
+    cross_validate(counting, *setup)
+    arrays = [part for train, valid, test in counting.given for part in (train.inputs, train.classes, valid.classes, test)]
+    assert all(array.flags.writeable for array in arrays), "PyTorch warns of arrays that are read-only, as pandas 3 gives them"
+
+
 def test_emotion_that_a_fold_does_not_train_on_gets_a_zero(setup):
     inputs, ids, folds = setup
     speaker = folds.loc[(folds["fold"] == 1) & (folds["role"] == "test"), "speaker"].iloc[0]
@@ -137,7 +150,7 @@ def test_emotion_that_a_fold_does_not_train_on_gets_a_zero(setup):
 def test_inputs_with_nan_are_refused_with_their_number(setup):
     inputs, ids, folds = setup
     inputs[[3, 7], 2], inputs[3, 5] = np.nan, np.inf
-    with pytest.raises(ValueError, match="^2 rows of the inputs hold NaN or infinite values"):
+    with pytest.raises(ValueError, match=r"^2 rows of the inputs hold NaN or infinite values"):
         cross_validate(Classical("LDA", LinearDiscriminantAnalysis()), inputs, ids, folds)
 
 
@@ -165,7 +178,8 @@ def test_speaker_normalised_inputs_have_their_variant(setup):
 def test_setting_is_chosen_on_valid_rows_alone():
     rng = np.random.default_rng(0)
     classes = np.tile(np.arange(3), 30)
-    train, valid = (Part(np.eye(3)[classes] + rng.normal(0, s, (90, 3)), classes, np.repeat(["a", "b", "c"], 30)) for s in (1, 0.01))
+    train, valid = (Part(np.eye(3)[classes] + rng.normal(0, spread, (90, 3)), classes, np.repeat(["a", "b", "c"], 30))
+                    for spread in (1, 0.01))
     model = Classical("l", LogisticRegression(), {"C": [1e-5, 1e3]})
     assert model.fit_predict(train, valid, valid.inputs, 3, 0)["notes"]["setting"] == {"C": 1e3}
     wrong = Part(valid.inputs, np.roll(classes, 1), valid.speakers)
@@ -173,9 +187,10 @@ def test_setting_is_chosen_on_valid_rows_alone():
 
 
 @pytest.mark.parametrize("name", estimators.classical_models(12))
-def test_every_classical_model_is_valid_and_deterministic(name, monkeypatch):
+def test_every_classical_model_is_valid_and_deterministic(name):
     utterances = make_utterances(6, 5)
-    inputs, classes = make_features(utterances, strength=2), utterances["emotion"].astype("category").cat.codes.to_numpy().astype(int)
+    inputs = make_features(utterances, strength=2)
+    classes = utterances["emotion"].map({e: i for i, e in enumerate(sorted(set(utterances["emotion"])))}).to_numpy()
     speakers = utterances["speaker"].to_numpy(str)
     train, valid, test = (Part(inputs[m], classes[m], speakers[m]) for m in
                           (speakers < "s04", speakers == "s04", speakers == "s05"))
@@ -187,10 +202,11 @@ def test_every_classical_model_is_valid_and_deterministic(name, monkeypatch):
         np.testing.assert_allclose(values.sum(axis=1), 1, atol=1e-5)
         assert np.array_equal(values, outcomes[1][role])
     assert np.mean(outcomes[0]["test"].argmax(axis=1) == test.classes) > 0.5
-    assert experiment.recipe_hash(model.recipe()) != experiment.recipe_hash(estimators.classical_models(13, 11, 6, 9)[name].recipe())
+    other = estimators.classical_models(13, 11, 6, 9)[name]
+    assert experiment.recipe_hash(model.recipe()) != experiment.recipe_hash(other.recipe())
 
 
-def pictures(n: int = 48, frames: int = 64, seed: int = 0) -> Part:
+def pictures(n: int = 48, frames: int = 32, seed: int = 0) -> Part:
     """Images with a bright stripe whose height is the class."""
     rng = np.random.default_rng(seed)
     classes = np.arange(n) % 3
@@ -214,7 +230,8 @@ def test_network_learns_and_is_deterministic():
 def test_network_stops_when_valid_gets_no_better_and_keeps_its_best_epoch():
     valid = pictures(24, seed=1)
     wrong = Part(valid.inputs, (valid.classes + 1) % 3, valid.speakers)
-    notes = Network("CNN", MelCNN, epochs=12, patience=2, device="cpu").fit_predict(pictures(), wrong, wrong.inputs, 3, 0)["notes"]
+    net = Network("CNN", MelCNN, epochs=12, patience=2, device="cpu")
+    notes = net.fit_predict(pictures(), wrong, wrong.inputs, 3, 0)["notes"]
     losses = [epoch["valid_nll"] for epoch in notes["curves"]]
     assert len(losses) < 12 and notes["best_epoch"] == 1 + int(np.argmin(losses)) == len(losses) - 2
 
@@ -234,7 +251,7 @@ def test_one_training_row_over_a_full_batch_is_no_problem():
 
 
 @pytest.mark.parametrize("padding", [16, 64])
-@pytest.mark.parametrize("frames", [64, 60])
+@pytest.mark.parametrize("frames", [48, 44])
 def test_padding_does_not_change_logits(padding, frames):
     torch.manual_seed(0)
     net = MelCNN(3, 32)
@@ -253,14 +270,19 @@ def test_silent_image_gives_finite_logits():
     assert torch.isfinite(net(torch.zeros(2, 32, 48, dtype=torch.uint8))).all()
 
 
-def test_cross_validation_of_a_network_is_cached(setup, monkeypatch):
+def test_cross_validation_of_a_network_is_cached(setup):
     _, ids, folds = setup
-    rng = np.random.default_rng(0)
-    images = rng.integers(1, 255, (len(ids), 16, 16)).astype(np.uint8)
-    net = Network("CNN", MelCNN, epochs=1, device="cpu", batch_size=64)
+    images, calls = np.random.default_rng(0).integers(1, 255, (len(ids), 16, 16)).astype(np.uint8), []
+
+    class CountingNetwork(Network):
+        def fit_predict(self, *given):
+            calls.append(1)
+            return super().fit_predict(*given)
+
+    net = CountingNetwork("CNN", MelCNN, epochs=1, device="cpu", batch_size=64)
     first, record = cross_validate(net, images, ids, folds)
-    monkeypatch.setattr(Network, "fit_predict", partial(pytest.fail, "computed again"), raising=True)
-    assert "curves" in record["folds"]["1"]["notes"] and first["p_sad"].dtype == np.float32
+    assert cross_validate(net, images, ids, folds)[0].equals(first) and len(calls) == 5
+    assert "curves" in record["folds"]["1"]["notes"]
 
 
 def test_recipe_of_a_network_knows_its_settings_but_not_its_device():

@@ -117,7 +117,7 @@ def test_file_without_turns_stops(one_dialogue):
 def test_turn_line_that_does_not_fit_is_not_dropped_in_silence(one_dialogue):
     text = one_dialogue.read_text()
     one_dialogue.write_text(text.replace("\tfru\t[2.5000, 2.5000, 3.5000]", "\tfru\t[2.5000, , 3.5000]", 1))
-    with pytest.raises(ValueError, match="Ses01F_impro01.txt, line 3"):
+    with pytest.raises(ValueError, match=r"Ses01F_impro01\.txt, line 3"):
         iemocap.read_evaluation(one_dialogue)
 
 

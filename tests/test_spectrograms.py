@@ -64,7 +64,7 @@ def test_changed_recipe_or_audio_is_written_again(made):
 
 @pytest.mark.parametrize("kept", [0, 20, 100, 0.5, 0.9, 0.999])
 def test_truncated_image_is_written_again(made, kept):
-    table, images, folder = made
+    table, _, folder = made
     path = folder / "neutral/long.png"
     whole = path.read_bytes()
     path.write_bytes(whole[: kept if kept in (0, 20, 100) else int(kept * len(whole))])

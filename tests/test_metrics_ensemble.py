@@ -1,0 +1,279 @@
+"""Metrics against numbers worked out by hand and scikit-learn's; ensembles that align by name and fit on valid rows."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import make_predictions, make_utterances
+from sklearn.metrics import balanced_accuracy_score, f1_score
+
+from helpers import ensemble, metrics, paths, splits, tables
+
+# 6 clips of two speakers: truth, P(neutral), P(sad), P(angry)
+GOLDEN = [("neutral", .8, .1, .1), ("neutral", .4, .5, .1), ("sad", .1, .9, .0), ("sad", .2, .6, .2), ("sad", .7, .2, .1),
+          ("angry", .3, .3, .4)]
+
+
+@pytest.fixture
+def golden() -> pd.DataFrame:
+    rows = pd.DataFrame(GOLDEN, columns=["truth", "p_neutral", "p_sad", "p_angry"])
+    rows = rows[["truth", "p_angry", "p_sad", "p_neutral"]]  # the order of columns must not matter
+    return rows.assign(utterance_id=[f"toy/{i}" for i in range(6)], fold=[1, 1, 1, 2, 2, 2], role="test", variant="inductive",
+                       pretrained=False)
+
+
+@pytest.fixture(scope="module")
+def folds() -> pd.DataFrame:
+    return splits.make_folds(make_utterances(10, 4), n_folds=5)
+
+
+@pytest.fixture
+def models(folds) -> dict[str, pd.DataFrame]:
+    return {name: make_predictions(folds, skill, seed) for name, skill, seed in
+            [("good", 2.5, 1), ("fair", 1.2, 2), ("noise", 0, 3)]}
+
+
+@pytest.fixture
+def speakers(folds) -> pd.Series:
+    return folds.drop_duplicates("utterance_id").set_index("utterance_id")["speaker"]
+
+
+def test_of(table: pd.DataFrame) -> pd.DataFrame:
+    return table[table["role"] == "test"]
+
+
+test_of.__test__ = False
+
+
+def test_confusion_by_hand(golden):
+    assert metrics.confusion(golden).to_numpy().tolist() == [[1, 1, 0], [1, 2, 0], [0, 0, 1]]
+    assert list(metrics.confusion(golden).index) == list(metrics.confusion(golden).columns) == ["neutral", "sad", "angry"]
+
+
+def test_all_metrics_by_hand(golden):
+    found = metrics.evaluate(golden, pd.Series("a", index=golden["utterance_id"]))
+    assert found["n"] == 6 and found["wa"] == pytest.approx(4 / 6)
+    assert found["uar"] == pytest.approx((1 / 2 + 2 / 3 + 1) / 3)
+    assert found["uar_fold_mean"] == pytest.approx(((1 / 2 + 1) / 2 + (1 / 2 + 1) / 2) / 2)
+    assert found["macro_f1"] == pytest.approx((2 / 4 + 4 / 6 + 1) / 3)
+    assert found["nll"] == pytest.approx(-np.log([.8, .4, .9, .6, .2, .4]).mean())
+    # confidences .8 .5 .9 .6 .7 .4, right: yes no yes yes no yes; 15 bins part them all
+    assert found["ece"] == pytest.approx(np.mean([.2, .5, .1, .4, .7, .6]))
+
+
+def test_calibration_error_of_equal_confidences(golden):
+    same = golden.assign(p_neutral=.7, p_sad=.2, p_angry=.1)
+    assert metrics.expected_calibration_error(same) == pytest.approx(abs(.7 - 2 / 6))
+
+
+def test_metrics_are_scikit_learns(models, speakers):
+    for table in models.values():
+        rows = test_of(table)
+        found, guess = metrics.evaluate(rows, speakers), metrics.predicted(rows)
+        assert found["uar"] == pytest.approx(balanced_accuracy_score(rows["truth"], guess))
+        assert found["macro_f1"] == pytest.approx(f1_score(rows["truth"], guess, average="macro"))
+        assert found["wa"] == pytest.approx((guess == rows["truth"]).mean())
+
+
+def test_emotion_without_test_rows_is_left_out_of_the_mean(golden):
+    rows = golden[golden["truth"] != "angry"]
+    assert metrics.uar(rows) == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert np.isfinite(metrics.evaluate(rows, pd.Series("a", index=rows["utterance_id"]))["macro_f1"])
+
+
+def test_interval_holds_the_value_and_is_reproducible(models, speakers):
+    found = metrics.evaluate(test_of(models["fair"]), speakers)
+    assert found["uar_low"] < found["uar"] < found["uar_high"] and 0.02 < found["uar_high"] - found["uar_low"] < 0.4
+    assert metrics.evaluate(test_of(models["fair"]).sample(frac=1, random_state=0), speakers) == pytest.approx(found)
+
+
+def test_interval_is_wide_where_speakers_differ(models, speakers):
+    rows = test_of(models["good"]).copy()
+    even = metrics.evaluate(rows, speakers)
+    half = rows["utterance_id"].map(speakers) < "s05"
+    columns = [c for c in rows if c.startswith("p_")]
+    rows.loc[half, columns] = rows.loc[half, columns[::-1]].to_numpy()
+    uneven = metrics.evaluate(rows, speakers)
+    assert uneven["uar_high"] - uneven["uar_low"] > 2 * (even["uar_high"] - even["uar_low"])
+
+
+def test_no_interval_below_eight_speakers(models, speakers):
+    rows = test_of(models["fair"])
+    few = rows[rows["utterance_id"].map(speakers) < "s07"]
+    found = metrics.evaluate(few, speakers)
+    assert np.isnan(found["uar_low"]) and np.isnan(found["uar_high"]) and found["uar"] > 0.25
+    assert np.isnan(metrics.paired_difference(few, few, speakers)["p"])
+    eight = rows[rows["utterance_id"].map(speakers) < "s08"]
+    assert np.isfinite(metrics.evaluate(eight, speakers)["uar_low"])
+
+
+def test_rows_of_two_variants_are_refused(models, speakers):
+    both = pd.concat([test_of(models["good"]), test_of(models["good"]).assign(variant="speaker-normalised")])
+    with pytest.raises(ValueError, match=r"160 utterances are predicted more than once"):
+        metrics.evaluate(both, speakers)
+
+
+def test_difference_of_a_table_with_itself_is_nothing(models, speakers):
+    rows = test_of(models["fair"])
+    found = metrics.paired_difference(rows, rows.sample(frac=1, random_state=1), speakers)
+    assert found == {"difference": 0, "low": 0, "high": 0, "p": 1}
+
+
+def test_difference_is_signed_and_paired(models, speakers):
+    good, noise = test_of(models["good"]), test_of(models["noise"])
+    there, back = metrics.paired_difference(good, noise, speakers), metrics.paired_difference(noise, good, speakers)
+    assert there["difference"] == pytest.approx(metrics.uar(good) - metrics.uar(noise)) and there["low"] > 0.2
+    assert back["high"] == pytest.approx(-there["low"]) and there["p"] == back["p"] == pytest.approx(0.001)
+    with pytest.raises(ValueError, match="different utterances"):
+        metrics.paired_difference(good, noise.iloc[1:], speakers)
+
+
+def test_holm_by_hand():
+    assert metrics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert metrics.holm([0.5, 0.9]) == pytest.approx([1, 1]) and metrics.holm([0.04]) == pytest.approx([0.04])
+
+
+def test_majority_baseline_is_at_chance(folds, speakers):
+    table = metrics.majority(folds)
+    tables.SCHEMAS["predictions"].validate(table)
+    assert metrics.evaluate(test_of(table), speakers)["uar"] == pytest.approx(0.25)
+    unbalanced = folds[~((folds["emotion"] == "sad") & folds["utterance_id"].str.endswith(("_1", "_2", "_3")))]
+    first = metrics.majority(unbalanced).query("fold == 1")
+    assert set(metrics.predicted(first)) != {"sad"} and first["p_sad"].max() == pytest.approx(1 / 13)
+
+
+def test_results_table_is_sorted_and_valid(models, folds):
+    table = metrics.results_table(models, folds, "toy, four")
+    tables.SCHEMAS["results"].validate(table)
+    assert table["model"].tolist()[:2] == ["good", "fair"] and set(table["model"]) == {*models, "majority"}
+    assert (table["n"] == 160).all() and table["protocol"][0] == "toy, four, 5 folds, inductive"
+
+
+# --- ensembles ----------------------------------------------------------------------------------------------------
+
+
+def test_average_aligns_by_name_and_key(models):
+    straight = ensemble.average(models)
+    columns = [c for c in models["fair"] if not c.startswith("p_")] + [c for c in models["fair"] if c.startswith("p_")][::-1]
+    turned = ensemble.average(models | {"fair": models["fair"].sample(frac=1, random_state=0)[columns]})
+    pd.testing.assert_frame_equal(turned, straight)
+    row = straight.iloc[17]
+    key = ["utterance_id", "fold", "role", "variant"]
+    mean = np.mean([t.set_index(key).loc[tuple(row[key]), "p_sad"] for t in models.values()])
+    assert row["p_sad"] == pytest.approx(mean, abs=1e-6)
+
+
+def test_average_of_good_models_is_better_than_noise(models, speakers):
+    assert metrics.uar(test_of(ensemble.average(models))) > metrics.uar(test_of(models["noise"])) + 0.2
+
+
+def test_weights_count(models):
+    only = ensemble.average(models, {"good": 2.0, "fair": 0.0, "noise": 0.0})
+    _, stack = ensemble.aligned({"good": models["good"]})
+    np.testing.assert_allclose(metrics.probabilities(only)[0], stack[0], atol=1e-6)
+    for weights in ({"good": -1, "fair": 1, "noise": 1}, dict.fromkeys(models, 0)):
+        with pytest.raises(ValueError, match="weights must be at least 0 and not all 0"):
+            ensemble.average(models, weights)
+
+
+def test_pretrained_member_makes_the_average_pretrained(models):
+    assert not ensemble.average(models)["pretrained"].any()
+    assert ensemble.average(models | {"fair": models["fair"].assign(pretrained=True)})["pretrained"].all()
+
+
+@pytest.mark.parametrize("change", ["fold", "row", "role", "variant", "truth", "emotion", "name"])
+def test_tables_that_do_not_belong_together_are_refused(models, change):
+    other = models["fair"].copy()
+    if change == "fold":
+        other["fold"] = other["fold"] % 5 + 1
+    elif change == "row":
+        other = other.iloc[1:]
+    elif change == "role":
+        other["role"] = other["role"].map({"valid": "test", "test": "valid"})
+    elif change == "variant":
+        other["variant"] = "speaker-normalised"
+    elif change == "truth":
+        other.loc[0, "truth"] = "sad" if other.loc[0, "truth"] != "sad" else "angry"
+    elif change == "emotion":
+        other = other.drop(columns="p_sad")
+    else:
+        other = other.rename(columns={"p_happy": "p_joyful"})
+    for combine in (ensemble.average, ensemble.weighted_average, ensemble.stacked):
+        with pytest.raises(ValueError, match=r"fair and good (were made on different folds|have different emotions)"):
+            combine({"good": models["good"], "fair": other})
+
+
+def test_nothing_to_average_names_the_notebooks():
+    with pytest.raises(ValueError, match=r"no predictions to average: .*07, 11"):
+        ensemble.average({})
+
+
+def lied(table: pd.DataFrame) -> pd.DataFrame:
+    """The same table, with every test row's truth replaced by another emotion."""
+    emotions = sorted(set(table["truth"]))
+    turned = table["truth"].map(dict(zip(emotions, emotions[1:] + emotions[:1], strict=True)))
+    return table.assign(truth=table["truth"].where(table["role"] != "test", turned))
+
+
+def test_weights_are_fitted_on_valid_rows_alone(models):
+    table, weights = ensemble.weighted_average(models)
+    other, same = ensemble.weighted_average({name: lied(t) for name, t in models.items()})
+    pd.testing.assert_frame_equal(weights, same)
+    assert not table["truth"].equals(other["truth"])
+    pd.testing.assert_frame_equal(table.drop(columns="truth"), other.drop(columns="truth"))
+    assert (weights["good"] > weights["fair"]).all() and (weights["fair"] > weights["noise"]).all()
+    np.testing.assert_allclose(weights.sum(axis=1), 1)
+
+
+def test_weights_of_a_fold_see_that_fold_alone(models):
+    _, weights = ensemble.weighted_average(models)
+    _, alone = ensemble.weighted_average({name: t[t["fold"] == 2] for name, t in models.items()})
+    np.testing.assert_allclose(weights.loc[("inductive", 2)], alone.loc[("inductive", 2)], rtol=1e-6)
+
+
+def test_stacking_is_fitted_on_valid_rows_of_its_fold_alone(models, speakers):
+    table = ensemble.stacked(models)
+    other = ensemble.stacked({name: lied(t) for name, t in models.items()})
+    pd.testing.assert_frame_equal(table.drop(columns="truth"), other.drop(columns="truth"))
+    alone = ensemble.stacked({name: t[t["fold"] == 2] for name, t in models.items()})
+    both = table[table["fold"] == 2].reset_index(drop=True)
+    pd.testing.assert_frame_equal(alone, both)
+    np.testing.assert_allclose(metrics.probabilities(table)[0].sum(axis=1), 1, atol=1e-5)
+    assert metrics.uar(test_of(table)) > 0.6
+
+
+def test_stacking_without_valid_rows_of_an_emotion_gives_it_zero(models):
+    kept = {name: t[~((t["role"] == "valid") & (t["truth"] == "sad") & (t["fold"] == 1))] for name, t in models.items()}
+    table = ensemble.stacked(kept)
+    assert (table.loc[table["fold"] == 1, "p_sad"] == 0).all() and (table.loc[table["fold"] == 2, "p_sad"] > 0).all()
+
+
+# --- the command --------------------------------------------------------------------------------------------------
+
+
+def printed(folder) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "helpers.metrics", str(folder)]
+    return subprocess.run(command, cwd=paths.PROJECT, capture_output=True, text=True)
+
+
+def test_command_prints_results_of_a_folder(models, folds, tmp_path):
+    for name in ("good", "fair"):
+        tables.write_table(models[name], tmp_path / "toy/four" / f"{name}.parquet", "predictions")
+    tables.write_table(folds, tmp_path / "toy/four/folds.csv", "folds")
+    found = printed(tmp_path / "toy/four")
+    assert found.returncode == 0, found.stderr
+    line = next(line for line in found.stdout.splitlines() if line.split()[:1] == ["good"])
+    assert f"UAR {metrics.uar(test_of(models['good'])):.3f} [" in line
+    assert "160 utterances, 10 speakers, 5 folds" in found.stdout and "majority" in found.stdout
+
+
+def test_command_says_what_is_wrong_with_a_folder(tmp_path):
+    found = printed(tmp_path)
+    assert found.returncode == 1 and "found no predictions (*.parquet)" in found.stderr and "Traceback" not in found.stderr
+
+
+def test_published_results_are_printed_again():
+    for folder in sorted((paths.PROJECT / "data/results").glob("*/*/folds.csv")):
+        assert printed(folder.parent).returncode == 0, folder.parent
