@@ -54,7 +54,7 @@ def load(path: str | Path, start_s: float | None = None, end_s: float | None = N
     FileNotFoundError
         If it is not there.
     """
-    signal, native_rate, _ = _decode(path, start_s, end_s)
+    signal, native_rate, *_ = _decode(path, start_s, end_s)
     return _resample(signal, native_rate, sampling_rate)
 
 
@@ -72,7 +72,7 @@ def measure(path: str | Path, start_s: float | None = None, end_s: float | None 
     nothing = {"duration_s": np.nan, "audio_hash": "", "sampling_rate": 0, "channels": 0, "peak_dbfs": np.nan,
                "level_dbfs": np.nan, "clipped_share": np.nan}
     try:
-        signal, native_rate, channels = _decode(path, start_s, end_s)
+        signal, native_rate, channels, short = _decode(path, start_s, end_s)
     except (ValueError, OSError) as error:
         return {**nothing, "quality": f"unusable: {str(error).splitlines()[0]}"}
     resampled = _resample(signal, native_rate, SAMPLING_RATE)
@@ -83,6 +83,7 @@ def measure(path: str | Path, start_s: float | None = None, end_s: float | None 
         (duration < MIN_DURATION_S, f"unusable: {duration:.2f} s, shorter than {MIN_DURATION_S} s"),
         (level < SILENT_DBFS, f"unusable: silent (loudest 32 ms at {level:.0f} dBFS)"),
         (duration > LONG_DURATION_S, f"{duration:.0f} s long: cut it into utterances"),
+        (short, "cut short: fewer samples than its header or its times promise"),
         (clipped > CLIPPED_SHARE, f"clipped ({clipped:.1%} of samples at full scale)"),
         (native_rate < SAMPLING_RATE, f"sampled at {native_rate} Hz: nothing above {native_rate // 2} Hz"),
     ] if found]
@@ -153,8 +154,8 @@ def _stored_measure(path: str, start_s: float, end_s: float) -> dict:
     return {name: value.item() for name, value in stored.items()}
 
 
-def _decode(path: str | Path, start_s: float | None, end_s: float | None) -> tuple[np.ndarray, int, int]:
-    """Return (mono signal, the file's sampling rate in Hz, number of channels)."""
+def _decode(path: str | Path, start_s: float | None, end_s: float | None) -> tuple[np.ndarray, int, int, bool]:
+    """Return (mono signal, the file's sampling rate in Hz, number of channels, whether samples that should be there lack)."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path or 'its audio file'} is not there")
     path = Path(path)
@@ -168,6 +169,9 @@ def _decode(path: str | Path, start_s: float | None, end_s: float | None) -> tup
                                  "was asked for")
             file.seek(begin)
             signal = file.read(max(stop - begin, 0), dtype="float32", always_2d=True)
+            # libsndfile's own remarks: a wav whose header promises more data, an ogg stream without its end
+            remarks = file.extra_info
+            short = stop > file.frames + 0.1 * rate or "(should be" in remarks or "ended unexpectedly" in remarks
     except soundfile.LibsndfileError as error:
         raise ValueError(f"{path.name} can't be decoded ({error.error_string.rstrip('.')}; {path.stat().st_size} "
                          "bytes): is it audio, and complete?") from None
@@ -175,7 +179,7 @@ def _decode(path: str | Path, start_s: float | None, end_s: float | None) -> tup
         raise ValueError(f"{path.name} holds no samples")
     if not np.isfinite(signal).all():
         raise ValueError(f"{path.name} holds {int((~np.isfinite(signal)).sum())} NaN or infinite samples")
-    return signal.mean(axis=1), rate, signal.shape[1]
+    return signal.mean(axis=1) if signal.shape[1] > 1 else signal[:, 0], rate, signal.shape[1], short
 
 
 def _resample(signal: np.ndarray, native_rate: int, sampling_rate: int) -> np.ndarray:

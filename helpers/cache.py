@@ -91,7 +91,7 @@ def _update(digest, part) -> None:
         digest.update(f"{part.dtype}{part.shape}".encode())
         digest.update(repr(part.tolist()).encode() if part.dtype == object else np.ascontiguousarray(part).data)
     elif isinstance(part, (pd.DataFrame, pd.Series)):
-        digest.update(repr(list(getattr(part, "columns", [part.name]))).encode())
+        digest.update(repr(list(part.columns) if isinstance(part, pd.DataFrame) else [part.name]).encode())
         digest.update(pd.util.hash_pandas_object(part).to_numpy().data)
     elif isinstance(part, dict):
         for name in sorted(part):

@@ -103,14 +103,15 @@ def locate(name: str, download: bool = False) -> Path:
     root = paths.PROJECT / "data/demo" if name == "demo" else paths.data() / name
     if _audio_files(root):
         return root
-    if download and corpus.url and not root.exists():
+    if download and corpus.url and not (root.exists() and any(root.iterdir())):
         return fetch(corpus, root)
     found = sorted(p.name for p in root.iterdir())[:10] if root.is_dir() else None
     known = "" if name in CORPORA else f"\n  known corpora: {', '.join(CORPORA)}"
     raise FileNotFoundError(
         f"{corpus.title}: no audio under {root}\n  expected: {root}/{corpus.tree}\n"
         f"  found: {'no such folder' if found is None else found or 'an empty folder'}\n"
-        f"  get it: {corpus.manual or corpus.url}\n  then set SER_DATA to the folder that holds {name}/{known}")
+        f"  get it: {corpus.manual or f'run notebook 01 with DOWNLOAD = True, or fetch {corpus.url}'}\n"
+        f"  then set SER_DATA to the folder that holds {name}/{known}")
 
 
 def fetch(corpus: Corpus, root: Path) -> Path:
@@ -126,6 +127,8 @@ def fetch(corpus: Corpus, root: Path) -> Path:
         with zipfile.ZipFile(archive) as file:
             file.extractall(unpacked)
         unpacked.chmod(0o755)
+        if root.is_dir():
+            root.rmdir()  # empty, as locate saw: some systems do not rename onto a folder
         unpacked.rename(root)
     finally:
         shutil.rmtree(unpacked, ignore_errors=True)

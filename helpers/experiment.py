@@ -134,7 +134,7 @@ def _stored_fold(model: Model, inputs: np.ndarray, position: pd.Series, rows: pd
     def part(role: str) -> Part:
         chosen = rows[rows["role"] == role]
         return Part(inputs[position[chosen["utterance_id"]]],
-                    chosen["emotion"].map({e: i for i, e in enumerate(emotions)}).to_numpy(),
+                    chosen["emotion"].map({e: i for i, e in enumerate(emotions)}).to_numpy(copy=True),
                     chosen["speaker"].to_numpy(str))
 
     train, valid, test = part("train"), part("valid"), part("test").inputs

@@ -16,6 +16,7 @@ from functools import cache
 
 import joblib
 import librosa
+import numba
 import numpy as np
 import pandas as pd
 import scipy.fft
@@ -27,6 +28,7 @@ from helpers import audio
 from helpers.cache import fetch, recipe_hash
 
 _FLOOR = 1e-10  # power below which nothing is heard: -100 dB
+_MOVING_TOGETHER = (*(f"mfcc{i:02d}" for i in range(13)), "rms_db", "f0_st")  # whose correlations are functionals
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def describe(signal: np.ndarray, front_end: FrontEnd = FrontEnd()) -> tuple[np.n
     """
     blocks = _blocks(signal, front_end)
     names = [name for block, columns in blocks for name in columns]
-    return np.column_stack([block for block, _ in blocks]).astype(np.float32), names
+    return np.concatenate([block.astype(np.float32, copy=False) for block, _ in blocks], axis=1), names
 
 
 def mel_spectrogram(signal: np.ndarray, front_end: FrontEnd = FrontEnd()) -> np.ndarray:
@@ -115,16 +117,14 @@ def functionals(signal: np.ndarray, front_end: FrontEnd = FrontEnd()) -> dict[st
     fine_names, names = names[: front_end.n_mels], names[front_end.n_mels:]
     voiced = np.isfinite(curves[:, names.index("f0_st")])
 
-    row = {f"{name}__mean": value for name, value in zip(fine_names, fine.mean(axis=0), strict=True)}
-    row |= _clip_numbers(signal, curves, names, voiced, front_end)
     level = curves[:, names.index("rms_db")]
     loud = level >= np.percentile(level, 67)
-    row |= _correlations(curves, names)
-    for part, columns in [(_curve_functionals(curves, voiced, loud, front_end), names),
-                          (_delta_functionals(curves, front_end), names)]:
-        for functional, values in part.items():
-            row |= {f"{name}__{functional}": value for name, value in zip(columns, values, strict=True)}
-    return {name: float(value) if np.isfinite(value) else 0.0 for name, value in row.items()}
+
+    clip = _clip_numbers(signal, curves, names, voiced, front_end)
+    over_time = _curve_functionals(curves, voiced, loud, front_end) | _delta_functionals(curves, front_end)
+    values = np.concatenate([fine.mean(axis=0), [*clip.values()], _correlations(curves, names), *over_time.values()])
+    columns = _column_names(tuple(fine_names), tuple(clip), tuple(names), tuple(over_time))
+    return dict(zip(columns, np.nan_to_num(values, nan=0, posinf=0, neginf=0).tolist(), strict=True))
 
 
 def functionals_table(utterances: pd.DataFrame, front_end: FrontEnd = FrontEnd(), n_jobs: int = -1,
@@ -152,13 +152,13 @@ def functionals_table(utterances: pd.DataFrame, front_end: FrontEnd = FrontEnd()
     jobs = (joblib.delayed(_stored_functionals)(u.path, u.start_s, u.end_s, u.audio_hash, front_end, recipe)
             for u in utterances.itertuples())
     # "generator" hands rows over as they come: the parent never holds more than the table it returns
-    rows = joblib.Parallel(n_jobs=n_jobs, return_as="generator", batch_size=4)(jobs)
+    rows = joblib.Parallel(n_jobs=n_jobs, return_as="generator", batch_size=16)(jobs)
     values, names = None, None
     for i, (row, columns) in enumerate(tqdm(rows, total=len(utterances), desc=progress, unit="clip", mininterval=1)):
         if values is None:
             names, values = columns, np.empty((len(utterances), len(columns)), np.float32)
         values[i] = row
-    table = pd.DataFrame(values, columns=[str(name) for name in names])
+    table = pd.DataFrame(values, columns=[str(name) for name in names], copy=False)
     table.insert(0, "utterance_id", utterances["utterance_id"].to_numpy())
     return table
 
@@ -247,7 +247,8 @@ def _energy(frames: np.ndarray) -> np.ndarray:
 def _voice(power: np.ndarray, frames: np.ndarray, fe: FrontEnd) -> np.ndarray:
     """F0 (semitones above 55 Hz), voicing strength (0–1), harmonics-to-noise ratio (dB), jitter, shimmer (dB)."""
     shortest, longest = round(fe.sampling_rate / fe.f0_max), round(fe.sampling_rate / fe.f0_min)
-    correlation = scipy.fft.irfft(power, fe.n_fft, axis=1)[:, : longest + 2]
+    # power is real and even, so its inverse transform is a cosine transform
+    correlation = scipy.fft.dct(power, type=1, axis=1)[:, : longest + 2]
     correlation = correlation / (correlation[:, :1] + _FLOOR) / _window_correlation(fe)[: longest + 2]
     index, peaked = _best_lags(correlation, shortest, longest)
     row = np.arange(len(index))
@@ -279,23 +280,43 @@ def _best_lags(correlation: np.ndarray, shortest: int, longest: int, n_candidate
     octaves = np.log2(np.arange(shortest, longest + 1, dtype=np.float32))
     # the window's correction blows long lags up beyond 1: there they count as 1
     score = np.where(is_peak, np.minimum(inner, 1) - 0.05 * octaves, -2)
-    candidates = np.argpartition(score, -n_candidates, axis=1)[:, -n_candidates:]
-    gain = np.take_along_axis(score, candidates, axis=1)
-    jump = 0.3 * np.abs(octaves[candidates[1:]][:, :, None] - octaves[candidates[:-1]][:, None, :])  # (n_frames - 1, to, from)
-    came_from = np.zeros(candidates.shape, int)
-    total = gain[0]
-    every = np.arange(n_candidates)
-    for t in range(1, len(candidates)):
-        reached = total - jump[t - 1]
-        came_from[t] = reached.argmax(axis=1)
-        total = reached[every, came_from[t]] + gain[t]
-    path = np.empty(len(candidates), int)
-    path[-1] = total.argmax()
-    for t in range(len(candidates) - 1, 0, -1):
-        path[t - 1] = came_from[t, path[t]]
-    row = np.arange(len(path))
-    lag = candidates[row, path]
-    return lag + shortest, is_peak[row, lag]
+    lag = _smoothest_path(score.astype(np.float32), octaves, n_candidates, 0.3)
+    return lag + shortest, is_peak[np.arange(len(lag)), lag]
+
+
+@numba.njit(cache=True)
+def _smoothest_path(score: np.ndarray, octaves: np.ndarray, n_candidates: int, jump_cost: float) -> np.ndarray:
+    """Return one column per row, of the highest scores, so that the sum of scores less the cost of jumps is greatest."""
+    n_rows, n_columns = score.shape
+    candidates = np.zeros((n_rows, n_candidates), np.int64)
+    came_from = np.zeros((n_rows, n_candidates), np.int64)
+    total = np.zeros(n_candidates)
+    for t in range(n_rows):
+        gain = np.full(n_candidates, -np.inf)
+        for column in range(n_columns):  # keep the highest, sorted
+            place = n_candidates
+            while place > 0 and score[t, column] > gain[place - 1]:
+                place -= 1
+            if place < n_candidates:
+                gain[place + 1:] = gain[place:-1].copy()
+                candidates[t, place + 1:] = candidates[t, place:-1].copy()
+                gain[place], candidates[t, place] = score[t, column], column
+        reached = gain.copy()
+        for to in range(n_candidates if t else 0):
+            best = -np.inf
+            for origin in range(n_candidates):
+                octave_jump = abs(octaves[candidates[t, to]] - octaves[candidates[t - 1, origin]])
+                value = total[origin] - jump_cost * octave_jump
+                if value > best:
+                    best, came_from[t, to] = value, origin
+            reached[to] = gain[to] + best
+        total = reached
+    path = np.zeros(n_rows, np.int64)
+    place = total.argmax()
+    for t in range(n_rows - 1, -1, -1):
+        path[t] = candidates[t, place]
+        place = came_from[t, place]
+    return path
 
 
 def _spectral_shape(power: np.ndarray, magnitude: np.ndarray, fe: FrontEnd) -> np.ndarray:
@@ -303,9 +324,7 @@ def _spectral_shape(power: np.ndarray, magnitude: np.ndarray, fe: FrontEnd) -> n
     total = magnitude.sum(axis=1) + _FLOOR
     centroid = magnitude @ frequency / total
     spread = np.sqrt(np.maximum(magnitude @ frequency**2 / total - centroid**2, 0))
-    cumulated = np.cumsum(magnitude, axis=1)
-    rolloff = [frequency[(cumulated < share * cumulated[:, -1:]).sum(axis=1).clip(max=len(frequency) - 1)]
-               for share in (0.85, 0.01)]
+    rolloff = [frequency[_bin_of_share(magnitude, share)] for share in (0.85, 0.01)]
     level = 10 * np.log10(power + _FLOOR)
     flatness = level.mean(axis=1) - 10 * np.log10(power.mean(axis=1) + _FLOOR)
 
@@ -320,6 +339,22 @@ def _spectral_shape(power: np.ndarray, magnitude: np.ndarray, fe: FrontEnd) -> n
     alpha = _db(power[:, band(50, 1000)].sum(axis=1)) - _db(power[:, band(1000, 5000)].sum(axis=1))
     hammarberg = level[:, band(0, 2000)].max(axis=1) - level[:, band(2000, 5000)].max(axis=1)
     return np.column_stack([centroid, spread, *rolloff, flatness, alpha, hammarberg, slope(0, 500), slope(500, 1500)])
+
+
+def _bin_of_share(magnitude: np.ndarray, share: float, block: int = 27) -> np.ndarray:
+    """Return, per frame, the first bin up to which the given share of the magnitude lies.
+
+    Sums over blocks of bins first and looks into one block only, which saves the cumulative sum over all bins.
+    """
+    padded = np.pad(magnitude, ((0, 0), (0, -magnitude.shape[1] % block))) if magnitude.shape[1] % block else magnitude
+    blocks = padded.reshape(len(magnitude), -1, block)
+    cumulated = np.cumsum(blocks.sum(axis=2), axis=1)
+    wanted = share * cumulated[:, -1:]
+    row = np.arange(len(magnitude))
+    chosen = (cumulated < wanted).sum(axis=1).clip(max=blocks.shape[1] - 1)
+    before = cumulated[row, chosen] - blocks[row, chosen].sum(axis=1)
+    within = (before[:, None] + np.cumsum(blocks[row, chosen], axis=1) < wanted).sum(axis=1)
+    return (chosen * block + within).clip(max=magnitude.shape[1] - 1)
 
 
 def _flux(fine: np.ndarray) -> np.ndarray:
@@ -339,7 +374,7 @@ def _contrast(magnitude: np.ndarray, fe: FrontEnd) -> np.ndarray:
         if count == 1:
             valley, peak = band.min(axis=1), band.max(axis=1)
         else:
-            ordered = np.partition(band, (count - 1, band.shape[1] - count), axis=1)
+            ordered = np.sort(band, axis=1)  # faster than a partition at two places
             valley, peak = ordered[:, :count].mean(axis=1), ordered[:, -count:].mean(axis=1)
         columns.append(_db(peak**2) - _db(valley**2))
     return np.column_stack(columns)
@@ -409,14 +444,20 @@ def _curve_functionals(curves: np.ndarray, voiced: np.ndarray, loud: np.ndarray,
     return result
 
 
-def _correlations(curves: np.ndarray, names: list[str]) -> dict[str, float]:
+@cache
+def _column_names(fine: tuple, clip: tuple, descriptors: tuple, over_time: tuple) -> list[str]:
+    pairs = itertools.combinations(_MOVING_TOGETHER, 2)
+    return [*(f"{name}__mean" for name in fine), *clip, *(f"{one}__with_{other}" for one, other in pairs),
+            *(f"{name}__{functional}" for functional in over_time for name in descriptors)]
+
+
+def _correlations(curves: np.ndarray, names: list[str]) -> np.ndarray:
     """How the lower MFCC, energy and pitch move together: correlations over time, which no statistic of one curve holds."""
-    chosen = [*(f"mfcc{i:02d}" for i in range(13)), "rms_db", "f0_st"]
-    values = curves[:, [names.index(name) for name in chosen]]
+    values = curves[:, [names.index(name) for name in _MOVING_TOGETHER]]
     centred = np.where(np.isfinite(values), values - _finite_mean(values), 0)
     norm = np.sqrt((centred**2).sum(axis=0)) + 1e-6
     matrix = (centred / norm).T @ (centred / norm)
-    return {f"{chosen[i]}__with_{chosen[j]}": matrix[i, j] for i in range(len(chosen)) for j in range(i + 1, len(chosen))}
+    return matrix[np.triu_indices(len(matrix), 1)]
 
 
 def _finite_mean(values: np.ndarray) -> np.ndarray:

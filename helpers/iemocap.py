@@ -70,6 +70,8 @@ def read_evaluation(path: Path) -> list[dict]:
             turns.append({"id": turn["id"], "start": float(turn["start"]), "end": float(turn["end"]),
                           "emotion": NATIVE[turn["emotion"]], "votes": [],
                           **{name: float(turn[name]) for name in ("valence", "arousal", "dominance")}})
+        elif line.startswith("["):
+            raise ValueError(f"{path}, line {number}: found {line!r}, expected '[start - end]\\t<id>\\t<label>\\t[v, a, d]'")
         elif turns and (vote := _VOTE.match(line)):
             emotions = ", ".join(e.strip().lower() for e in vote["emotions"].split(";") if e.strip())
             turns[-1]["votes"].append(f"{vote['annotator']}: {emotions}")

@@ -7,6 +7,7 @@ A pixel is a mel band (rows, lowest at the bottom, as people draw it) in a 10 ms
 Files are at ``<folder>/<native emotion>/<stem>.png``, which any image-folder reader loads.
 """
 
+import zlib
 from dataclasses import asdict
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def write_images(utterances: pd.DataFrame, folder: Path, front_end: FrontEnd = F
     jobs = (joblib.delayed(_write_image)(u.path, u.start_s, u.end_s, Path(folder) / name,
                                          recipe_hash(u.audio_hash, recipe), front_end)
             for u, name in zip(utterances.itertuples(), names, strict=True))
-    widths = joblib.Parallel(n_jobs=n_jobs, return_as="generator", batch_size=8)(jobs)
+    widths = joblib.Parallel(n_jobs=n_jobs, return_as="generator", batch_size=32)(jobs)
     n_frames = list(tqdm(widths, total=len(utterances), desc="images", unit="clip", mininterval=1))
     return pd.DataFrame({"utterance_id": utterances["utterance_id"].to_numpy(), "image": names, "n_frames": n_frames})
 
@@ -141,5 +142,5 @@ def _write_image(path, start_s, end_s, target: Path, recipe: str, front_end: Fro
     image = Image.fromarray(mel_image(audio.load(path, start_s, end_s, front_end.sampling_rate), front_end))
     note = PngImagePlugin.PngInfo()
     note.add_text("recipe", recipe)
-    write_atomically(target, lambda handle: image.save(handle, "PNG", compress_level=3, pnginfo=note))
+    write_atomically(target, lambda handle: image.save(handle, "PNG", compress_level=1, compress_type=zlib.Z_RLE, pnginfo=note))
     return image.width

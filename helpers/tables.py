@@ -90,7 +90,7 @@ def write_table(frame: pd.DataFrame, path: Path, schema: str, *, notebook: str =
         If the table breaks its schema; up to ten offending rows are shown, and nothing is written.
     """
     path = Path(path)
-    frame = _validated(frame, schema, path)
+    frame = _validated(frame, schema, path, "nothing was written")
     if path.suffix == ".parquet":
         write_atomically(path, lambda handle: frame.to_parquet(handle, index=False))
     else:
@@ -126,8 +126,8 @@ def read_table(path: Path, schema: str) -> pd.DataFrame:
                  "results": "18"}
         raise FileNotFoundError(f"{path} is not there. Notebook {maker.get(schema, '?')} writes it: run that first "
                                 "(or ./run_all.sh, which runs what is missing).")
-    frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, keep_default_na=False)
-    frame = _validated(frame, schema, path)
+    frame = pd.read_parquet(path) if path.suffix == ".parquet" else _read_csv(path, schema)
+    frame = _validated(frame, schema, path, "run the notebook that writes it again")
     note_input(_name(path), file_hash(path), str(path.resolve()))
     changed = [name for name, digest in provenance(path).get("inputs", {}).items()
                if not name.startswith("raw:") and _changed(name, digest)]
@@ -172,13 +172,21 @@ def _file_hash(path: str, mtime_ns: int, size: int) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def _validated(frame: pd.DataFrame, schema: str, path: Path) -> pd.DataFrame:
+def _read_csv(path: Path, schema: str) -> pd.DataFrame:
+    """Read text as text (speaker "01" is not 1, an emotion may be called "null"), and empty cells of numbers as NaN."""
+    columns = SCHEMAS[schema].columns
+    text = [name for name, column in columns.items() if "str" in str(column.dtype)]
+    return pd.read_csv(path, dtype=dict.fromkeys(text, str), keep_default_na=False,
+                       na_values={name: [""] for name in columns if name not in text})
+
+
+def _validated(frame: pd.DataFrame, schema: str, path: Path, consequence: str) -> pd.DataFrame:
     try:
-        return SCHEMAS[schema].validate(frame, lazy=True)
+        return SCHEMAS[schema].validate(frame.reset_index(drop=True), lazy=True)
     except pa.errors.SchemaErrors as errors:
         cases = errors.failure_cases[["column", "check", "failure_case", "index"]].head(10)
         raise ValueError(f"{path.name} is not a valid {schema!r} table ({len(errors.failure_cases)} faults, the first "
-                         f"ten below); nothing was written.\n{cases.to_string(index=False)}") from None
+                         f"ten below); {consequence}.\n{cases.to_string(index=False)}") from None
 
 
 def _name(path: Path) -> str:
