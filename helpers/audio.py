@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import soundfile
 import soxr
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from helpers.cache import fetch, recipe_hash
 

@@ -12,7 +12,7 @@ from typing import Protocol
 import joblib
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from helpers.audit import audit_inputs, audit_record, require_clean
 from helpers.cache import fetch, recipe_hash, write_atomically

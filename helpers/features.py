@@ -11,6 +11,7 @@ descriptor.
 """
 
 import itertools
+import sys
 from dataclasses import asdict, dataclass
 from functools import cache
 
@@ -22,7 +23,7 @@ import pandas as pd
 import scipy.fft
 import scipy.signal
 from numpy.lib.stride_tricks import sliding_window_view
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from helpers import audio
 from helpers.cache import fetch, recipe_hash
@@ -148,7 +149,7 @@ def functionals_table(utterances: pd.DataFrame, front_end: FrontEnd = FrontEnd()
     pd.DataFrame
         ``utterance_id`` and one float32 column per functional, rows in the order of `utterances`.
     """
-    recipe = recipe_hash(asdict(front_end), _module_source())
+    recipe = recipe_hash(asdict(front_end), sys.modules[__name__], audio)
     jobs = (joblib.delayed(_stored_functionals)(u.path, u.start_s, u.end_s, u.audio_hash, front_end, recipe)
             for u in utterances.itertuples())
     # "generator" hands rows over as they come: the parent never holds more than the table it returns
@@ -188,14 +189,6 @@ def _stored_functionals(path, start_s, end_s, audio_hash, front_end, recipe):
 
     stored = fetch("functionals", recipe_hash(audio_hash, recipe), compute)
     return stored["values"], stored["names"]
-
-
-@cache
-def _module_source() -> str:
-    import inspect
-    import sys
-
-    return inspect.getsource(sys.modules[__name__]) + inspect.getsource(audio)
 
 
 # --- descriptors --------------------------------------------------------------------------------------------------

@@ -15,9 +15,9 @@ import joblib
 import numpy as np
 import pandas as pd
 from PIL import Image, PngImagePlugin
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
-from helpers import audio
+from helpers import audio, features
 from helpers.cache import recipe_hash, write_atomically
 from helpers.features import FrontEnd, mel_spectrogram
 
@@ -57,7 +57,7 @@ def write_images(utterances: pd.DataFrame, folder: Path, front_end: FrontEnd = F
     pd.DataFrame
         ``utterance_id``, ``image`` (path relative to `folder`) and ``n_frames``.
     """
-    recipe = recipe_hash(asdict(front_end), DB_MIN, DB_MAX, mel_image, mel_spectrogram)
+    recipe = recipe_hash(asdict(front_end), DB_MIN, DB_MAX, mel_image, features, audio)
     names = [f"{u.emotion_native}/{u.utterance_id.split('/', 1)[1]}.png" for u in utterances.itertuples()]
     jobs = (joblib.delayed(_write_image)(u.path, u.start_s, u.end_s, Path(folder) / name,
                                          recipe_hash(u.audio_hash, recipe), front_end)
