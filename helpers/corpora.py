@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pooch
 import soundfile
 
 from helpers import iemocap, paths
@@ -119,6 +118,8 @@ def fetch(corpus: Corpus, root: Path) -> Path:
 
     The archive is kept beside the folder until it is unpacked, so an interrupted run does not download it twice.
     """
+    import pooch  # here, since its progress bar warns where a notebook has no widgets
+
     print(f"{corpus.title}: downloading {corpus.size_mb} MB to {root.parent} ({corpus.licence})", flush=True)
     archive = Path(pooch.retrieve(corpus.url, known_hash=f"md5:{corpus.md5}", path=root.parent,
                                   fname=f"{corpus.name}.zip", progressbar=True))

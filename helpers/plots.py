@@ -22,6 +22,7 @@ _OTHERS = ["#17becf", "#bcbd22", "#a05195", "#665191", "#2f4b7c", "#ff7c43"]
 def set_style() -> None:
     """Use the project's style from here on."""
     sns.set_theme(style="whitegrid", context="notebook")
+    pd.options.display.max_colwidth = 160  # a finding of the audit is a sentence
     plt.rcParams.update({"figure.dpi": 80, "savefig.dpi": 130, "figure.constrained_layout.use": True,
                          "axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left",
                          "axes.titlesize": 11, "figure.figsize": (9, 4)})
@@ -68,17 +69,17 @@ def confusion_matrix(counts: pd.DataFrame, axis: plt.Axes, title: str = "") -> N
 
 
 def results_bars(results: pd.DataFrame, axis: plt.Axes, title: str = "") -> None:
-    """Draw UAR with its interval for every model of a results table, the variants side by side, best at the top.
+    """Draw UAR with its interval for every model of a results table, the variants side by side, in the order of the first.
 
     Parameters
     ----------
     results
         Schema ``results``.
     """
-    order = results.groupby("model")["uar"].max().sort_values().index
+    order = results.sort_values("variant").drop_duplicates("model").sort_values("uar")["model"].tolist()
     palette = {"inductive": "#33658a", "speaker-normalised": "#86bbd8"}
     for row in results.itertuples():
-        y = list(order).index(row.model) + (0.18 if row.variant == "inductive" else -0.18)
+        y = order.index(row.model) + (0.18 if row.variant == "inductive" else -0.18)
         axis.barh(y, row.uar, height=0.34, color=palette[row.variant], zorder=2)
         if np.isfinite(row.uar_low):
             axis.plot([row.uar_low, row.uar_high], [y, y], color="#222222", lw=1, zorder=3)
