@@ -125,14 +125,15 @@ def _apart(rows: pd.DataFrame, column: str, what: str, level: str) -> Finding:
     sides = rows.groupby(["fold", column])["role"].agg(lambda roles: frozenset(roles))
     # where a single speaker (or group) is left beside the test side, valid rows can only come from it: make_folds warns too
     left = rows[rows["role"] != "test"].groupby("fold")["group"].nunique()
-    excused = (sides == frozenset({"train", "valid"})) & sides.index.get_level_values("fold").isin(left[left == 1].index)
+    within = np.array([roles == {"train", "valid"} for roles in sides], bool)
+    excused = within & sides.index.get_level_values("fold").isin(left[left == 1].index)
     if column in ("speaker", "group") and excused.any():
         sides = sides[~excused]
-        level = "warning" if (sides.map(len) == 1).all() else level
-    split = sides[sides.map(len) > 1]
+        level = "warning" if all(len(roles) == 1 for roles in sides) else level
+    split = sides[[len(roles) > 1 for roles in sides]]
     if split.empty and level == "warning":
-        return Finding("warning", what, f"in {excused.sum()} fold(s) a single one is left for training, so valid rows come from it: "
-                                        "what is chosen on them is optimistic")
+        return Finding("warning", what, f"in {excused.sum()} fold(s) a single one is left for training, and valid rows come "
+                                        "from it: what is chosen on them is optimistic")
     if split.empty:
         return Finding("ok", what, f"no {what} on two sides of a fold")
     values = split.index.get_level_values(column).unique()

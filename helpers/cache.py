@@ -84,7 +84,8 @@ def write_atomically(path: Path, write: Callable) -> None:
 
 
 def _update(digest, part) -> None:
-    digest.update(type(part).__name__.encode())
+    # kind and length first, so that ("ab", "c") and ("a", "bc"), or ["a"], "b" and ["a", "b"], are not the same
+    digest.update(f"{type(part).__name__}:{len(part) if hasattr(part, '__len__') else ''}:".encode())
     if part is None or isinstance(part, (str, bytes, bool, int, float, np.generic)):
         digest.update(part if isinstance(part, bytes) else repr(part).encode())
     elif isinstance(part, np.ndarray):

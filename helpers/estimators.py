@@ -4,6 +4,7 @@ So nothing is ever fitted on rows other than those a fold trains on. Every model
 fold, on that fold's own valid speakers.
 """
 
+import re
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -47,7 +48,8 @@ class Classical:
 
     def recipe(self) -> dict:
         """Return everything a result depends on, for the cache."""
-        return {"estimator": repr(self.estimator.get_params()), "grid": repr(self.grid), "refit": self.refit,
+        settings = re.sub(r" at 0x[0-9a-f]+", "", repr(self.estimator.get_params()))  # a function's place in memory
+        return {"estimator": settings, "grid": repr(self.grid), "refit": self.refit,
                 "code": [Classical.fit_predict, _fit, _all_columns]}
 
     def fit_predict(self, train: Part, valid: Part, test: np.ndarray, n_classes: int, seed: int) -> dict:

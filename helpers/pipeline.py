@@ -105,7 +105,7 @@ def run(books: list[Notebook], settings: Settings) -> dict[str, dict]:
         raise Refused(f"there is no notebook {', '.join(sorted(strange))}; there are {', '.join(numbers)}.")
     for book in books:
         stamp = read_json(settings.stamp(book))
-        outcome = {"reason": ""} | {key: stamp[key] for key in ("cells", "seconds", "peak_mb") if stamp}
+        outcome = {"reason": ""} | {key: stamp[key] for key in ("cells", "seconds", "peak_mb", "longest") if key in stamp}
         if failed or book.number < settings.first or book.number not in (settings.only or numbers):
             outcome["status"] = "earlier" if stamp else "not run"
         elif not (reason := why_stale(book, values[book.name], settings)):
@@ -180,6 +180,7 @@ def execute(book: Notebook, values: dict, settings: Settings) -> dict:
     log = stamp.with_suffix(".log")
     stamp.parent.mkdir(parents=True, exist_ok=True)
     settings.reports.mkdir(parents=True, exist_ok=True)
+    before = read_json(stamp)
     for old in [stamp, log, *(settings.work / "figures").glob(f"{book.number}_*.png")]:
         old.unlink(missing_ok=True)  # a figure that it draws no longer must not stay in the report
     record = recipe(book, values, settings)  # now: somebody may edit the notebook while it runs
@@ -193,6 +194,9 @@ def execute(book: Notebook, values: dict, settings: Settings) -> dict:
         log.unlink(missing_ok=True)
     outcome = {"status": "failed" if fault else "run", "reason": fault, "cells": watch.cells,
                "seconds": round(watch.seconds(), 1), "peak_mb": round(watch.peak / 2**20)}
+    # what is found in the cache makes a run shorter: the longest one with these values is what they cost
+    same = before.get("values") == record["values"]
+    outcome["longest"] = max(outcome["seconds"], before.get("longest", before["seconds"]) if same else 0)
     skipped = [event["reason"] for event in events if event["event"] == "skipped"]
     if skipped and (not fault or fault.startswith("SystemExit")):
         return outcome | {"status": "skipped", "reason": skipped[0]}
