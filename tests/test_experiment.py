@@ -1,5 +1,9 @@
 """One road from model to predictions: cached, deterministic, and blind to the test rows' emotions."""
 
+import ast
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,10 +15,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from helpers import estimators, experiment, metrics, splits, tables
+from helpers.cache import recipe_hash
 from helpers.estimators import Classical
 from helpers.experiment import Part, cross_validate
 from helpers.features import normalise_by_speaker
 from helpers.nets import MelCNN
+from helpers.paths import PROJECT
 from helpers.training import Network
 
 
@@ -289,3 +295,12 @@ def test_recipe_of_a_network_knows_its_settings_but_not_its_device():
     recipes = [experiment.recipe_hash(Network("CNN", MelCNN, **options).recipe()) for options in
                ({}, {"device": "cpu"}, {"epochs": 3}, {"shift": 2}, {"learning_rate": 1e-4}, {"label_smoothing": 0.0})]
     assert recipes[0] == recipes[1] and len(set(recipes)) == 5
+
+
+def test_recipes_are_the_same_in_another_process():
+    """An address in memory in a recipe would train everything again in every run."""
+    code = ("from helpers.cache import recipe_hash; from helpers.estimators import classical_models\n"
+            "print({name: recipe_hash(model.recipe()) for name, model in classical_models(10).items()})")
+    other = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
+    here = {name: recipe_hash(model.recipe()) for name, model in estimators.classical_models(10).items()}
+    assert ast.literal_eval(other.stdout) == here
