@@ -69,7 +69,7 @@ class Classical:
                 "notes": {"setting": {k.split("__")[-1]: v for k, v in setting.items()}, "valid_nll": round(loss, 4)}}
 
 
-def classical_models(n_features: int, n_trees: int = 300, n_rounds: int = 150, k_best: int = 400,
+def classical_models(n_features: int, n_trees: int = 300, n_rounds: int = 150, k_best: int = 400, mlp_epochs: int = 30,
                      search: bool = True) -> dict[str, Classical]:
     """Return the project's classical models by name.
 
@@ -77,8 +77,8 @@ def classical_models(n_features: int, n_trees: int = 300, n_rounds: int = 150, k
     ----------
     n_features
         Number of input columns; sets the width of the SVM's kernel.
-    n_trees, n_rounds
-        Size of the forests, and boosting rounds.
+    n_trees, n_rounds, mlp_epochs
+        Size of the forests, boosting rounds, and passes of the MLP over the training rows.
     k_best
         Columns that the boosted trees get (at most), chosen inside the fold by analysis of variance: they cost in proportion.
     search
@@ -126,7 +126,7 @@ def classical_models(n_features: int, n_trees: int = 300, n_rounds: int = 150, k
                   min_child_samples=10, deterministic=True, n_jobs=1, verbosity=-1)),
                   {"lgbmclassifier__learning_rate": [0.06, 0.12]}),
         Classical("MLP", scaled(MLPClassifier(
-                  (256,), learning_rate_init=3e-4, batch_size=64, max_iter=30, alpha=1.0, early_stopping=False)),
+                  (256,), learning_rate_init=3e-4, batch_size=64, max_iter=mlp_epochs, alpha=1.0, early_stopping=False)),
                   {"mlpclassifier__alpha": [1.0, 10.0]}),
     ]
     if not search:

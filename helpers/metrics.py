@@ -46,8 +46,8 @@ def predicted(predictions: pd.DataFrame) -> np.ndarray:
 def confusion(predictions: pd.DataFrame) -> pd.DataFrame:
     """Return counts, rows truth, columns prediction, both in the project's order of emotions."""
     _, emotions = probabilities(predictions)
-    table = pd.crosstab(predictions["truth"].to_numpy(str), predicted(predictions))
-    return table.reindex(index=emotions, columns=emotions, fill_value=0).rename_axis(index="truth", columns="prediction")
+    counts = _confusions(predictions, np.zeros(len(predictions), int))[0]
+    return pd.DataFrame(counts, index=emotions, columns=emotions).rename_axis(index="truth", columns="prediction")
 
 
 def evaluate(predictions: pd.DataFrame, speakers: pd.Series, seed: int = 0) -> dict[str, float]:
@@ -77,7 +77,7 @@ def evaluate(predictions: pd.DataFrame, speakers: pd.Series, seed: int = 0) -> d
     counts = confusion(predictions).to_numpy(float)
     probability, emotions = probabilities(predictions)
     truth_column = predictions["truth"].map({e: i for i, e in enumerate(emotions)}).to_numpy()
-    low, high = _interval(_bootstrap_uar(*_speaker_confusions(predictions, speakers), seed))
+    low, high = _interval(_bootstrap_uar(_speaker_confusions(predictions, speakers), seed))
     recall, precision = _share(counts.diagonal(), counts.sum(axis=1)), _share(counts.diagonal(), counts.sum(axis=0))
     f1 = _share(2 * recall * np.nan_to_num(precision), recall + np.nan_to_num(precision))
     f1 = np.where(counts.sum(axis=1) > 0, np.nan_to_num(f1), np.nan)
@@ -117,7 +117,7 @@ def paired_difference(first: pd.DataFrame, second: pd.DataFrame, speakers: pd.Se
     if set(first["utterance_id"]) != set(second["utterance_id"]):
         raise ValueError(f"the two tables hold different utterances ({len(first)} and {len(second)} rows): they can't be "
                          "compared in pairs")
-    draws = [_bootstrap_uar(*_speaker_confusions(rows, speakers), seed) for rows in (first, second)]
+    draws = [_bootstrap_uar(_speaker_confusions(rows, speakers), seed) for rows in (first, second)]
     low, high = _interval(draws[0] - draws[1])
     difference = uar(first) - uar(second)
     sides = [(draws[0] - draws[1] <= 0).mean(), (draws[0] - draws[1] >= 0).mean()]
@@ -201,15 +201,24 @@ def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=np.asarray(whole) > 0)
 
 
-def _speaker_confusions(predictions: pd.DataFrame, speakers: pd.Series) -> tuple[np.ndarray, int]:
-    """Return one confusion matrix per speaker, in the order of the speakers' names, and the number of speakers."""
-    names = speakers.loc[predictions["utterance_id"]].to_numpy(str)
-    matrices = np.stack([confusion(predictions[names == name]).to_numpy(float) for name in np.unique(names)])
-    return matrices, len(matrices)
+def _confusions(predictions: pd.DataFrame, group: np.ndarray) -> np.ndarray:
+    """Return a confusion matrix per group (numbered from 0), shape ``(n_groups, n_emotions, n_emotions)``."""
+    values, emotions = probabilities(predictions)
+    n = len(emotions)
+    truth = predictions["truth"].map({e: i for i, e in enumerate(emotions)}).to_numpy()
+    cell = (group * n + truth) * n + values.argmax(axis=1)
+    return np.bincount(cell, minlength=(group.max(initial=0) + 1) * n * n).reshape(-1, n, n)
 
 
-def _bootstrap_uar(matrices: np.ndarray, n_speakers: int, seed: int) -> np.ndarray:
+def _speaker_confusions(predictions: pd.DataFrame, speakers: pd.Series) -> np.ndarray:
+    """Return one confusion matrix per speaker, in the order of the speakers' names."""
+    _, speaker = np.unique(speakers.loc[predictions["utterance_id"]].to_numpy(str), return_inverse=True)
+    return _confusions(predictions, speaker)
+
+
+def _bootstrap_uar(matrices: np.ndarray, seed: int) -> np.ndarray:
     """Draw speakers with replacement; the same seed draws the same speakers, so differences are paired."""
+    n_speakers = len(matrices)
     drawn = np.random.default_rng(seed).multinomial(n_speakers, np.full(n_speakers, 1 / n_speakers), N_BOOTSTRAP)
     counts = np.tensordot(drawn, matrices, axes=1)
     return np.nanmean(_share(np.diagonal(counts, axis1=1, axis2=2), counts.sum(axis=2)), axis=1) + (
