@@ -38,10 +38,10 @@ def read_clips(corpus: str, n: int) -> pd.DataFrame:
     return utterances.iloc[chosen].reset_index(drop=True)
 
 
-def over_clips(compute: Callable, clips: pd.DataFrame) -> Callable[[], None]:
-    """Return a function that calls ``compute(path)`` for every clip, in as many processes as there are cores."""
+def over_clips(compute: Callable, clips: pd.DataFrame, n_jobs: int = N_JOBS) -> Callable[[], None]:
+    """Return a function that calls ``compute(path)`` for every clip, by default in as many processes as there are cores."""
     def run():
-        joblib.Parallel(n_jobs=N_JOBS, batch_size=4)(joblib.delayed(compute)(path) for path in clips["path"])
+        joblib.Parallel(n_jobs=n_jobs, batch_size=4)(joblib.delayed(compute)(path) for path in clips["path"])
 
     return run
 

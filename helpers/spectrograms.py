@@ -62,7 +62,7 @@ def write_images(utterances: pd.DataFrame, folder: Path, front_end: FrontEnd = F
     jobs = (joblib.delayed(_write_image)(u.path, u.start_s, u.end_s, Path(folder) / name,
                                          recipe_hash(u.audio_hash, recipe), front_end)
             for u, name in zip(utterances.itertuples(), names, strict=True))
-    widths = joblib.Parallel(n_jobs=n_jobs, return_as="generator", batch_size=32)(jobs)
+    widths = joblib.Parallel(n_jobs=n_jobs, return_as="generator", batch_size=16)(jobs)
     n_frames = list(tqdm(widths, total=len(utterances), desc="images", unit="clip", mininterval=1))
     return pd.DataFrame({"utterance_id": utterances["utterance_id"].to_numpy(), "image": names, "n_frames": n_frames})
 
