@@ -170,8 +170,8 @@ def _decode(path: str | Path, start_s: float | None, end_s: float | None) -> tup
             file.seek(begin)
             signal = file.read(max(stop - begin, 0), dtype="float32", always_2d=True)
             # libsndfile's own remarks: a wav whose header promises more data, an ogg stream without its end
-            remarks = file.extra_info
-            short = stop > file.frames + 0.1 * rate or "(should be" in remarks or "ended unexpectedly" in remarks
+            remarks = file.extra_info.lower()
+            short = stop > file.frames + 0.1 * rate or "(should be" in remarks or "end-of-stream" in remarks
     except soundfile.LibsndfileError as error:
         raise ValueError(f"{path.name} can't be decoded ({error.error_string.rstrip('.')}; {path.stat().st_size} "
                          "bytes): is it audio, and complete?") from None
