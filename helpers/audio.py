@@ -29,6 +29,11 @@ CLIPPED_SHARE = 0.001  # share of samples at full scale from which a clip counts
 AUDIO_SUFFIXES = {".wav", ".flac", ".opus", ".ogg", ".mp3", ".aiff", ".aif", ".au"}
 
 
+def is_audio(path: Path) -> bool:
+    """Whether a name is that of an audio file; hidden ones, such as a file manager's stray "._x.wav", are none."""
+    return path.suffix.lower() in AUDIO_SUFFIXES and not path.name.startswith(".")
+
+
 def load(path: str | Path, start_s: float | None = None, end_s: float | None = None,
          sampling_rate: int = SAMPLING_RATE) -> np.ndarray:
     """Decode an audio file, or a part of it, to a mono signal.

@@ -39,13 +39,13 @@ def audit_folds(folds: pd.DataFrame, utterances: pd.DataFrame) -> list[Finding]:
                                                                    suffixes=("", "_utterance"))
     lost = rows["speaker"].isna().sum()
     findings = [Finding("fault" if lost else "ok", "utterances", f"{lost} rows of the folds name no known utterance")]
-    findings.append(_apart(rows, "speaker", "speakers", "fault"))
+    findings.append(_apart(rows, "speaker", "speakers"))
     if (rows["group"] != rows["speaker"]).any():
-        findings.append(_apart(rows, "group", "groups of speakers who talk with each other", "fault"))
-    findings.append(_apart(rows[rows["audio_hash"] != ""], "audio_hash", "recordings (same decoded audio)", "fault"))
+        findings.append(_apart(rows, "group", "groups of speakers who talk with each other"))
+    findings.append(_apart(rows[rows["audio_hash"] != ""], "audio_hash", "recordings (same decoded audio)"))
     if "parent_id" in rows:
         origin = rows["parent_id"].where(rows["parent_id"].fillna("") != "", rows["utterance_id"])
-        findings.append(_apart(rows.assign(parent=origin), "parent", "augmented copies and their parents", "fault"))
+        findings.append(_apart(rows.assign(parent=origin), "parent", "augmented copies and their parents"))
     findings.append(_shared_sentences(rows))
     findings.append(_classes(rows))
     tested = rows[rows["role"] == "test"].groupby("utterance_id").size().reindex(rows["utterance_id"].unique(), fill_value=0)
@@ -120,18 +120,16 @@ def require_clean(findings: list[Finding]) -> pd.DataFrame:
     return pd.DataFrame([(f.level, f.check, f.text) for f in findings], columns=["level", "check", "finding"])
 
 
-def _apart(rows: pd.DataFrame, column: str, what: str, level: str) -> Finding:
+def _apart(rows: pd.DataFrame, column: str, what: str) -> Finding:
     """Find values of a column that are on two sides of a fold."""
     sides = rows.groupby(["fold", column])["role"].agg(lambda roles: frozenset(roles))
     # where a single speaker (or group) is left beside the test side, valid rows can only come from it: make_folds warns too
     left = rows[rows["role"] != "test"].groupby("fold")["group"].nunique()
     within = np.array([roles == {"train", "valid"} for roles in sides], bool)
     excused = within & sides.index.get_level_values("fold").isin(left[left == 1].index)
-    if column in ("speaker", "group") and excused.any():
-        sides = sides[~excused]
-        level = "warning" if all(len(roles) == 1 for roles in sides) else level
-    split = sides[[len(roles) > 1 for roles in sides]]
-    if split.empty and level == "warning":
+    excused &= column in ("speaker", "group")
+    split = sides[np.array([len(roles) > 1 for roles in sides], bool) & ~excused]
+    if split.empty and excused.any():
         return Finding("warning", what, f"in {excused.sum()} fold(s) a single one is left for training, and valid rows come "
                                         "from it: what is chosen on them is optimistic")
     if split.empty:
@@ -142,7 +140,7 @@ def _apart(rows: pd.DataFrame, column: str, what: str, level: str) -> Finding:
         ids = rows.loc[rows[column] == value, "utterance_id"].unique()
         examples.append(f"{value} ({', '.join(ids[:2])}{', …' if len(ids) > 2 else ''})")
     n_folds = split.index.get_level_values("fold").nunique()
-    return Finding(level, what, f"{len(values)} {what} on two sides of a fold, in {n_folds} fold(s): {'; '.join(examples)}")
+    return Finding("fault", what, f"{len(values)} {what} on two sides of a fold, in {n_folds} fold(s): {'; '.join(examples)}")
 
 
 def _shared_sentences(rows: pd.DataFrame) -> Finding:

@@ -17,8 +17,7 @@ import numpy as np
 import pandas as pd
 import soundfile
 
-from helpers import iemocap, paths
-from helpers.audio import AUDIO_SUFFIXES
+from helpers import audio, iemocap, paths
 
 # The one order of emotions in every table and figure; other names follow in alphabetical order.
 EMOTIONS = ("neutral", "calm", "happy", "excited", "sad", "angry", "frustrated", "fearful", "disgust", "surprised",
@@ -100,7 +99,7 @@ def locate(name: str, download: bool = False) -> Path:
     """
     corpus = get(name)
     root = paths.PROJECT / "data/demo" if name == "demo" else paths.data() / name
-    if _audio_files(root):
+    if any(audio.is_audio(path) for path in root.rglob("*")):  # stops at the first
         return root
     if download and corpus.url and not (root.exists() and any(root.iterdir())):
         return fetch(corpus, root)
@@ -172,8 +171,13 @@ def validate(name: str, root: Path | None = None) -> tuple[list[str], list[str],
         Utterances (or counts) that are not there; audio files under names that do not fit; ids that occur twice and
         files that are not audio.
     """
-    corpus, root = get(name), root or locate(name)
-    table = index(name, root)
+    root = root or locate(name)
+    return _compare(get(name), root, index(name, root))
+
+
+def _compare(corpus: Corpus, root: Path, table: pd.DataFrame) -> tuple[list[str], list[str], list[str]]:
+    """Compare an index with what the release holds; see :func:`validate`."""
+    name = corpus.name
     stems = table["utterance_id"].str.removeprefix(f"{name}/")
     missing = sorted(set(corpus.stems) - set(stems))
     if not corpus.stems:
@@ -203,8 +207,9 @@ def require_complete(name: str, allow_incomplete: bool = False) -> str:
         With counts and up to ten examples of each kind, and how to mend it. Ids that occur twice are never acceptable.
     """
     corpus, root = get(name), locate(name)
-    missing, unexpected, invalid = validate(name, root)
-    found, expected = len(index(name, root)), sum(corpus.counts.values())
+    table = index(name, root)
+    missing, unexpected, invalid = _compare(corpus, root, table)
+    found, expected = len(table), sum(corpus.counts.values())
     size = f"found {found} of {expected} utterances" if expected else f"found {found} utterances"
     lines = [f"{corpus.title}: {size} in {root}"]
     lines += [f"  {kind} ({len(items)}): {', '.join(items[:10])}{' …' if len(items) > 10 else ''}"
@@ -312,7 +317,7 @@ def _read_named_files(corpus: Corpus, root: Path) -> pd.DataFrame:
 
 
 def _audio_files(root: Path) -> list[Path]:
-    return sorted(p for p in root.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES and not p.name.startswith("."))
+    return sorted(p for p in root.rglob("*") if audio.is_audio(p))
 
 
 def _same(*names: str) -> dict[str, str]:

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from helpers.metrics import probabilities
+from helpers.metrics import probabilities, truth_column
 
 KEY = ["utterance_id", "fold", "role", "variant"]
 
@@ -53,7 +53,7 @@ def weighted_average(models: dict[str, pd.DataFrame]) -> tuple[pd.DataFrame, pd.
     result, weights = np.empty(stack.shape[1:]), {}
     for (variant, fold), rows in base.groupby(["variant", "fold"]).indices.items():
         valid = rows[base["role"].to_numpy()[rows] == "valid"]
-        likelihood = stack[:, valid, _truth_column(base)[valid]]  # (n_models, n_valid)
+        likelihood = stack[:, valid, truth_column(base)[valid]]  # (n_models, n_valid)
 
         def loss(logits, likelihood=likelihood):
             return -np.log(softmax(logits) @ likelihood + 1e-9).mean() + 0.01 * np.square(logits).mean()
@@ -122,10 +122,6 @@ def aligned(models: dict[str, pd.DataFrame]) -> tuple[pd.DataFrame, np.ndarray]:
                              f"{probabilities(base)[1]}) or truths: they follow different label policies")
     base = base.assign(pretrained=np.any([t["pretrained"].to_numpy() for t in tables.values()], axis=0))
     return base, np.stack([probabilities(table)[0] for table in tables.values()])
-
-
-def _truth_column(base: pd.DataFrame) -> np.ndarray:
-    return base["truth"].map({e: i for i, e in enumerate(probabilities(base)[1])}).to_numpy()
 
 
 def _with_probabilities(base: pd.DataFrame, values: np.ndarray) -> pd.DataFrame:

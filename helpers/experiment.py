@@ -17,6 +17,7 @@ from tqdm import tqdm
 from helpers.audit import audit_inputs, audit_record, require_clean
 from helpers.cache import fetch, recipe_hash, write_atomically
 from helpers.corpora import emotion_order
+from helpers.tables import note_output
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ def write_record(records: list[dict], path: Path) -> None:
     """Write a model's run records, one per variant, as JSON."""
     text = json.dumps(records).encode()
     write_atomically(path, lambda handle: handle.write(text))
+    note_output(path)
 
 
 def _stored_fold(model: Model, inputs: np.ndarray, position: pd.Series, rows: pd.DataFrame, emotions: list[str], seed: int,

@@ -417,7 +417,7 @@ def _curve_functionals(curves: np.ndarray, voiced: np.ndarray, loud: np.ndarray,
     present = np.isfinite(curves)
     n = present.sum(axis=0).clip(min=1)
     filled = np.where(present, curves, 0)
-    mean = _finite_mean(curves)
+    mean = filled.sum(axis=0) / n
     centred = np.where(present, curves - mean, 0)
     ordered = np.sort(curves, axis=0)  # NaN go last
     time = np.arange(len(curves), dtype=np.float32)[:, None] * (fe.hop_length / fe.sampling_rate)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from helpers.audio import AUDIO_SUFFIXES
+from helpers.audio import is_audio
 
 NATIVE = {"neu": "neutral", "fru": "frustrated", "ang": "angry", "sad": "sad", "exc": "excited", "hap": "happy",
           "sur": "surprised", "fea": "fearful", "dis": "disgust", "oth": "other", "xxx": "undecided"}
@@ -111,6 +111,5 @@ def _read_session(session: Path) -> list[dict]:
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
-    """Map names to audio files; a stray copy of a file manager ("._x.wav") is no audio."""
-    return {p.stem: p for p in sorted(folder.rglob("*"))
-            if p.suffix.lower() in AUDIO_SUFFIXES and not p.name.startswith("._")}
+    """Map names to audio files."""
+    return {path.stem: path for path in sorted(folder.rglob("*")) if is_audio(path)}

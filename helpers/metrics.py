@@ -43,6 +43,11 @@ def predicted(predictions: pd.DataFrame) -> np.ndarray:
     return np.array(emotions)[values.argmax(axis=1)]
 
 
+def truth_column(predictions: pd.DataFrame) -> np.ndarray:
+    """Return the column number of each row's true emotion in :func:`probabilities`."""
+    return predictions["truth"].map({e: i for i, e in enumerate(probabilities(predictions)[1])}).to_numpy()
+
+
 def confusion(predictions: pd.DataFrame) -> pd.DataFrame:
     """Return counts, rows truth, columns prediction, both in the project's order of emotions."""
     _, emotions = probabilities(predictions)
@@ -75,8 +80,7 @@ def evaluate(predictions: pd.DataFrame, speakers: pd.Series, seed: int = 0) -> d
     """
     _check_rows(predictions)
     counts = confusion(predictions).to_numpy(float)
-    probability, emotions = probabilities(predictions)
-    truth_column = predictions["truth"].map({e: i for i, e in enumerate(emotions)}).to_numpy()
+    probability, _ = probabilities(predictions)
     low, high = _interval(_bootstrap_uar(_speaker_confusions(predictions, speakers), seed))
     recall, precision = _share(counts.diagonal(), counts.sum(axis=1)), _share(counts.diagonal(), counts.sum(axis=0))
     f1 = _share(2 * recall * np.nan_to_num(precision), recall + np.nan_to_num(precision))
@@ -86,7 +90,7 @@ def evaluate(predictions: pd.DataFrame, speakers: pd.Series, seed: int = 0) -> d
         "uar_fold_mean": float(np.mean([uar(rows) for _, rows in predictions.groupby("fold")])),
         "wa": counts.diagonal().sum() / counts.sum(), "macro_f1": float(np.nanmean(f1)),
         "ece": expected_calibration_error(predictions),
-        "nll": float(-np.log(probability[np.arange(len(probability)), truth_column].clip(1e-9)).mean()),
+        "nll": float(-np.log(probability[np.arange(len(probability)), truth_column(predictions)].clip(1e-9)).mean()),
     }
 
 
@@ -205,8 +209,7 @@ def _confusions(predictions: pd.DataFrame, group: np.ndarray) -> np.ndarray:
     """Return a confusion matrix per group (numbered from 0), shape ``(n_groups, n_emotions, n_emotions)``."""
     values, emotions = probabilities(predictions)
     n = len(emotions)
-    truth = predictions["truth"].map({e: i for i, e in enumerate(emotions)}).to_numpy()
-    cell = (group * n + truth) * n + values.argmax(axis=1)
+    cell = (group * n + truth_column(predictions)) * n + values.argmax(axis=1)
     return np.bincount(cell, minlength=(group.max(initial=0) + 1) * n * n).reshape(-1, n, n)
 
 
