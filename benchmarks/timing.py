@@ -22,18 +22,22 @@ from helpers import corpora
 N_JOBS = joblib.cpu_count()
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """Return a parser with the options that both benchmarks have."""
+def parser(description: str, clips: int = 100) -> argparse.ArgumentParser:
+    """Return a parser with the options that all benchmarks have; `clips` is how many by default."""
     options = argparse.ArgumentParser(description=description)
     options.add_argument("--corpus", default="demo", help="demo (default, bundled), or a corpus under SER_DATA")
-    options.add_argument("--clips", type=int, default=100, help="how many, spread evenly over the corpus (default 100)")
+    options.add_argument("--clips", type=int, default=clips,
+                         help=f"how many, spread evenly over the corpus (default {clips})")
     options.add_argument("--repeats", type=int, default=3, help="timed rounds, after one that is not counted (default 3)")
     return options
 
 
 def read_clips(corpus: str, n: int) -> pd.DataFrame:
-    """Return `n` utterances, spread evenly over a corpus (so over its speakers and emotions)."""
-    utterances = corpora.index(corpus)
+    """Return `n` utterances, spread evenly over a corpus (so over its speakers and emotions).
+
+    Whole files only: a part of a longer recording would be cheap for whoever reads only the part.
+    """
+    utterances = corpora.index(corpus)[lambda u: u["start_s"].isna()]
     chosen = np.linspace(0, len(utterances) - 1, min(n, len(utterances))).round().astype(int)
     return utterances.iloc[chosen].reset_index(drop=True)
 

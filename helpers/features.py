@@ -15,7 +15,6 @@ import sys
 from dataclasses import asdict, dataclass
 from functools import cache
 
-import joblib
 import librosa
 import numba
 import numpy as np
@@ -23,10 +22,10 @@ import pandas as pd
 import scipy.fft
 import scipy.signal
 from numpy.lib.stride_tricks import sliding_window_view
-from tqdm import tqdm
 
 from helpers import audio
 from helpers.cache import fetch, recipe_hash
+from helpers.parallel import over_clips
 
 _FLOOR = 1e-10  # power below which nothing is heard: -100 dB
 _MOVING_TOGETHER = (*(f"mfcc{i:02d}" for i in range(13)), "rms_db", "f0_st")  # whose correlations are functionals
@@ -52,6 +51,9 @@ class FrontEnd:
     harmonic: bool = False  # add the harmonic-percussive share (slow: a median filter over the spectrogram)
     trim_db: float = audio.TRIM_DB  # dB
     seconds: float = 0.0  # s; analyse only this much from the start, untrimmed (0: all). For the 200 ms control
+
+
+SEQUENCE = FrontEnd(hop_length=320)  # a frame every 20 ms: recurrent networks need not be fed each half-overlapping one
 
 
 def describe(signal: np.ndarray, front_end: FrontEnd = FrontEnd()) -> tuple[np.ndarray, list[str]]:
@@ -150,17 +152,39 @@ def functionals_table(utterances: pd.DataFrame, front_end: FrontEnd = FrontEnd()
         ``utterance_id`` and one float32 column per functional, rows in the order of `utterances`.
     """
     recipe = recipe_hash(asdict(front_end), sys.modules[__name__], audio)
-    jobs = (joblib.delayed(_stored_functionals)(u.path, u.start_s, u.end_s, u.audio_hash, front_end, recipe)
-            for u in utterances.itertuples())
-    # "generator" hands rows over as they come: the parent never holds more than the table it returns
-    rows = joblib.Parallel(n_jobs=n_jobs, return_as="generator", batch_size=16)(jobs)
+    rows = over_clips(_stored_functionals, ((u.path, u.start_s, u.end_s, u.audio_hash, front_end, recipe)
+                                            for u in utterances.itertuples()), n_jobs, progress)
     values, names = None, None
-    for i, (row, columns) in enumerate(tqdm(rows, total=len(utterances), desc=progress, unit="clip", mininterval=1)):
+    for i, (row, columns) in enumerate(rows):
         if values is None:
             names, values = columns, np.empty((len(utterances), len(columns)), np.float32)
         values[i] = row
     table = pd.DataFrame(values, columns=[str(name) for name in names], copy=False)
     table.insert(0, "utterance_id", utterances["utterance_id"].to_numpy())
+    return table
+
+
+def descriptors_table(utterances: pd.DataFrame, front_end: FrontEnd = SEQUENCE, n_jobs: int = -1) -> pd.DataFrame:
+    """Compute every utterance's descriptors as a sequence, for recurrent networks; in parallel.
+
+    The fine mel bands are left out: the images of notebook 04 hold them.
+
+    Parameters
+    ----------
+    utterances, front_end, n_jobs
+        As for :func:`functionals_table`; leading and trailing silence is cut off.
+
+    Returns
+    -------
+    pd.DataFrame
+        One row per frame, in order: ``utterance_id`` and one float32 column per descriptor; NaN in unvoiced frames where
+        :func:`describe` says so.
+    """
+    jobs = ((u.path, u.start_s, u.end_s, front_end) for u in utterances.itertuples())
+    sequences = list(over_clips(_sequence, jobs, n_jobs, "descriptors"))
+    lengths = [len(curves) for curves, _ in sequences]
+    table = pd.DataFrame(np.concatenate([curves for curves, _ in sequences]), columns=sequences[0][1])
+    table.insert(0, "utterance_id", np.repeat(utterances["utterance_id"].to_numpy(str), lengths))
     return table
 
 
@@ -180,6 +204,12 @@ def normalise_by_speaker(values: np.ndarray, speakers: np.ndarray) -> np.ndarray
         mine = values[speakers == speaker].astype(np.float64)
         result[speakers == speaker] = (mine - mine.mean(axis=0)) / (mine.std(axis=0) + 1e-6)
     return result
+
+
+def _sequence(path, start_s, end_s, front_end):
+    signal = audio.trim(audio.load(path, start_s, end_s, front_end.sampling_rate), front_end.trim_db)
+    curves, names = describe(signal, front_end)
+    return curves[:, front_end.n_mels:], names[front_end.n_mels:]
 
 
 def _stored_functionals(path, start_s, end_s, audio_hash, front_end, recipe):

@@ -47,6 +47,9 @@ SCHEMAS = {
         "utterance_id": _UNIQUE_ID,
         r"^(?!utterance_id).*$": pa.Column("float32", regex=True),
     }, strict=True),
+    "descriptors": pa.DataFrameSchema({  # a row per frame
+        "utterance_id": _ID, r"^(?!utterance_id).*$": pa.Column("float32", regex=True, nullable=True),
+    }, strict=True),
     "images": pa.DataFrameSchema({
         "utterance_id": _UNIQUE_ID, "image": pa.Column(str, unique=True), "n_frames": pa.Column(int, pa.Check.ge(1)),
     }, strict=True, coerce=True),
@@ -122,8 +125,8 @@ def read_table(path: Path, schema: str) -> pd.DataFrame:
     """
     path = Path(path)
     if not path.is_file():
-        maker = {"utterances": "02", "functionals": "03", "images": "04", "folds": "05", "predictions": "07 or 11",
-                 "results": "18"}
+        maker = {"utterances": "02", "functionals": "03", "descriptors": "03", "images": "04", "folds": "05",
+                 "predictions": "07 or 11", "results": "18"}
         raise FileNotFoundError(f"{path} is not there. Notebook {maker.get(schema, '?')} writes it: run that first "
                                 "(or ./run_all.sh, which runs what is missing).")
     frame = pd.read_parquet(path) if path.suffix == ".parquet" else _read_csv(path, schema)

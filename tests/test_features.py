@@ -206,6 +206,20 @@ def test_parallel_equals_serial(tmp_path, monkeypatch, private_work):
     np.testing.assert_allclose(serial.iloc[3, 1:].to_numpy(float), list(row.values()), rtol=1e-5)
 
 
+def test_descriptors_table_holds_every_clips_curves_in_order(tmp_path):
+    table = clips(long=write_audio(tmp_path / "long.wav", noise(0.8) + harmonic_tone(150, 0.8)),
+                  short=write_audio(tmp_path / "short.wav", harmonic_tone(200, 0.3)))
+    frames = features.descriptors_table(table, n_jobs=1)
+    for row in table.itertuples():
+        mine = frames[frames["utterance_id"] == row.utterance_id].drop(columns="utterance_id")
+        curves, names = features.describe(audio.trim(audio.load(row.path)), features.SEQUENCE)
+        kept = [not name.startswith("mel") for name in names]
+        assert list(mine) == [name for name, keep in zip(names, kept, strict=True) if keep]
+        assert np.array_equal(mine, curves[:, kept], equal_nan=True)
+    assert list(frames["utterance_id"].unique()) == list(table["utterance_id"]) and len(frames) == len(mine) + 41
+    assert set(frames.columns[frames.isna().any()]) <= {"f0_st", "hnr_db", "jitter", "shimmer_db"}
+
+
 def test_speaker_normalisation_gives_mean_0_and_deviation_1():
     rng = np.random.default_rng(0)
     speakers = np.repeat(["a", "b", "c"], [30, 50, 1])
