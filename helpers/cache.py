@@ -5,10 +5,14 @@ that matters has changed, on any run, in any order, and whoever asks. Values are
 ``.npz`` without pickles; a file appears under its name only when it is complete.
 """
 
+import ast
 import hashlib
 import inspect
 import os
+import re
+import sys
 import tempfile
+import textwrap
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -57,6 +61,28 @@ def fetch(kind: str, key: str, compute: Callable[[], dict[str, np.ndarray]]) -> 
     result = compute()
     write_atomically(stored, lambda handle: np.savez(handle, **result))
     return result
+
+
+def code(thing: Callable) -> str:
+    """Return the source of a function or class without comments and docstrings, so that better prose changes no recipe."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(thing)))
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.unparse(tree)
+
+
+def code_with_parts(thing: Callable) -> list[str]:
+    """Return the code of a function or class, and of whatever it names in its own module, directly or through others."""
+    module = vars(sys.modules[thing.__module__])
+    found, waiting = {}, [thing]
+    while waiting:
+        text = code(part := waiting.pop())
+        found[part.__qualname__] = text
+        named = [module[word] for word in set(re.findall(r"\w+", text)) if word in module]
+        waiting += [n for n in named if (inspect.isclass(n) or inspect.isfunction(n))
+                    and n.__module__ == thing.__module__ and n.__qualname__ not in found]
+    return [found[name] for name in sorted(found)]
 
 
 def stored_at(kind: str, key: str) -> Path:

@@ -5,6 +5,8 @@ emotions, so it can't learn from them; what it did with the other rows is writte
 """
 
 import json
+import shutil
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -30,15 +32,18 @@ class Part:
     classes : np.ndarray [shape=(n_rows,), int]
         Index of the emotion in the project's order.
     speakers : np.ndarray [shape=(n_rows,)]
+    ids : np.ndarray [shape=(n_rows,)], optional
+        Of the utterances, for messages.
     """
 
     inputs: np.ndarray
     classes: np.ndarray
     speakers: np.ndarray
+    ids: np.ndarray | None = None
 
     def __add__(self, other: "Part") -> "Part":
-        return Part(*(np.concatenate([getattr(self, name), getattr(other, name)])
-                      for name in ("inputs", "classes", "speakers")))
+        names = ("inputs", "classes", "speakers") + ("ids",) * (self.ids is not None and other.ids is not None)
+        return Part(*(np.concatenate([getattr(self, name), getattr(other, name)]) for name in names))
 
 
 class Model(Protocol):
@@ -51,7 +56,8 @@ class Model(Protocol):
 
     def fit_predict(self, train: Part, valid: Part, test: np.ndarray, n_classes: int, seed: int) -> dict:
         """Return ``valid`` and ``test`` (probabilities of shape ``(n_rows, n_classes)``), ``steps`` (which roles each step
-        saw: fit, stop, select) and ``notes`` (what was chosen, learning curves), all plain values."""
+        saw: fit, stop, select) and ``notes`` (what was chosen, learning curves), all plain values. Optionally
+        ``weights`` (name → array), and ``scratch``, a folder that is of no use once the result is stored."""
 
 
 def cross_validate(model: Model, inputs: np.ndarray, utterance_ids: pd.Series, folds: pd.DataFrame,
@@ -104,17 +110,17 @@ def cross_validate(model: Model, inputs: np.ndarray, utterance_ids: pd.Series, f
                          "infinite values: run notebook 03 again and look at its checks")
     require_clean(audit_inputs(mine, variant, speakers.to_numpy(str)))
 
+    _warn_of_missing_classes(model.name, folds, emotions)
     recipe = recipe_hash(model.recipe(), emotions)
-    jobs = (joblib.delayed(_stored_fold)(model, inputs, position, rows, emotions, seed + int(fold), recipe)
+    jobs = (joblib.delayed(_without_weights)(model, inputs, position, rows, emotions, seed + int(fold), recipe)
             for fold, rows in folds.groupby("fold"))
     outcomes = list(tqdm(joblib.Parallel(n_jobs=n_jobs, return_as="generator")(jobs), total=folds["fold"].nunique(),
                          desc=f"{model.name}, {variant}", unit="fold"))
     tables, record = [], {"model": model.name, "variant": variant, "seed": seed, "pretrained": pretrained, "folds": {}}
     for (fold, rows), outcome in zip(folds.groupby("fold"), outcomes, strict=True):
         ids = {role: part["utterance_id"].tolist() for role, part in rows.groupby("role")}
-        steps = json.loads(str(outcome["steps"]))
-        record["folds"][str(fold)] = {"notes": json.loads(str(outcome["notes"])), **{
-            step: [i for role in roles for i in ids[role]] for step, roles in steps.items()}}
+        record["folds"][str(fold)] = {"notes": outcome["notes"], **{
+            step: [i for role in roles for i in ids[role]] for step, roles in outcome["steps"].items()}}
         for role in ("valid", "test"):
             part = rows.loc[rows["role"] == role, ["utterance_id", "fold", "role", "emotion"]]
             part = part.rename(columns={"emotion": "truth"}).assign(variant=variant, pretrained=pretrained)
@@ -131,21 +137,68 @@ def write_record(records: list[dict], path: Path) -> None:
     note_output(path)
 
 
+def fold_outcome(model: Model, inputs: np.ndarray, utterance_ids: pd.Series, folds: pd.DataFrame, fold: int,
+                 seed: int = 0) -> dict:
+    """Return what a model computed for one fold, with its weights, to look inside; as :func:`cross_validate` stored it.
+
+    Parameters
+    ----------
+    model, inputs, utterance_ids, folds, seed
+        As given to :func:`cross_validate`.
+    fold
+        Number of the fold.
+
+    Returns
+    -------
+    dict
+        ``valid`` and ``test`` (probabilities), ``steps``, ``notes`` and ``weights``.
+    """
+    emotions = emotion_order(folds["emotion"])
+    position = pd.Series(np.arange(len(utterance_ids)), index=list(utterance_ids))
+    return _stored_fold(model, inputs, position, folds[folds["fold"] == fold], emotions, seed + fold,
+                        recipe_hash(model.recipe(), emotions))
+
+
+def stored_fit(model: Model, recipe: str, train: Part, valid: Part, test: np.ndarray, n_classes: int, seed: int) -> dict:
+    """Return what ``model.fit_predict`` returns; computed at most once for the same recipe, data and seed."""
+    data = [getattr(p, name) for p in (train, valid) for name in ("inputs", "classes", "speakers")]
+    scratch = []
+
+    def compute() -> dict:
+        outcome = model.fit_predict(train, valid, test, n_classes, seed)
+        scratch.append(outcome.get("scratch"))
+        return {"valid": outcome["valid"].astype(np.float32), "test": outcome["test"].astype(np.float32),
+                "steps": np.array(json.dumps(outcome["steps"])), "notes": np.array(json.dumps(outcome["notes"])),
+                **{f"weights/{name}": values for name, values in outcome.get("weights", {}).items()}}
+
+    stored = fetch("folds", recipe_hash(recipe, seed, *data, test), compute)
+    for folder in filter(None, scratch):
+        shutil.rmtree(folder, ignore_errors=True)
+    weights = {name.removeprefix("weights/"): values for name, values in stored.items() if name.startswith("weights/")}
+    return {"valid": stored["valid"], "test": stored["test"], "weights": weights,
+            "steps": json.loads(str(stored["steps"])), "notes": json.loads(str(stored["notes"]))}
+
+
+def _without_weights(*arguments) -> dict:
+    """What crosses from a worker to the parent: the weights stay in the store."""
+    return {name: value for name, value in _stored_fold(*arguments).items() if name != "weights"}
+
+
 def _stored_fold(model: Model, inputs: np.ndarray, position: pd.Series, rows: pd.DataFrame, emotions: list[str], seed: int,
                  recipe: str) -> dict:
     def part(role: str) -> Part:
         chosen = rows[rows["role"] == role]
         return Part(inputs[position[chosen["utterance_id"]]],
                     chosen["emotion"].map({e: i for i, e in enumerate(emotions)}).to_numpy(copy=True),
-                    chosen["speaker"].to_numpy(str))
+                    chosen["speaker"].to_numpy(str), chosen["utterance_id"].to_numpy(str))
 
-    train, valid, test = part("train"), part("valid"), part("test").inputs
-    key = recipe_hash(recipe, seed, *(getattr(p, name) for p in (train, valid) for name in ("inputs", "classes", "speakers")),
-                      test)
+    return stored_fit(model, recipe, part("train"), part("valid"), part("test").inputs, len(emotions), seed)
 
-    def compute() -> dict:
-        outcome = model.fit_predict(train, valid, test, len(emotions), seed)
-        return {"valid": outcome["valid"].astype(np.float32), "test": outcome["test"].astype(np.float32),
-                "steps": np.array(json.dumps(outcome["steps"])), "notes": np.array(json.dumps(outcome["notes"]))}
 
-    return fetch("folds", key, compute)
+def _warn_of_missing_classes(model: str, folds: pd.DataFrame, emotions: list[str]) -> None:
+    """Say which emotions no training speaker of a fold has: they can't be learnt there, and recall will be 0."""
+    for fold, rows in folds[folds["role"] == "train"].groupby("fold"):
+        missing = [e for e in emotions if e not in set(rows["emotion"])]
+        if missing:
+            warnings.warn(f"{model}, fold {fold}: no training clip of {', '.join(missing)}, so it can't be recognised there. "
+                          "Make folds with fewer parts, or choose a policy without it.", stacklevel=3)

@@ -17,8 +17,8 @@ class MelCNN(nn.Module):
     ----------
     n_classes
         Number of emotions.
-    n_bands
-        Height of the images in pixels.
+    shape
+        Of an image: bands, frames.
     dropout
         Before and after the hidden layer.
 
@@ -30,13 +30,13 @@ class MelCNN(nn.Module):
 
     channels = (16, 32, 64, 16)
 
-    def __init__(self, n_classes: int, n_bands: int, dropout: float = 0.4):
+    def __init__(self, n_classes: int, shape: tuple[int, int], dropout: float = 0.4):
         super().__init__()
         widths = (1, *self.channels)
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.Conv2d(n_in, n_out, 3, padding=1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU(), nn.MaxPool2d(2))
             for n_in, n_out in itertools.pairwise(widths))
-        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(2 * self.channels[-1] * (n_bands // 16), 512), nn.ReLU(),
+        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(2 * self.channels[-1] * (shape[0] // 16), 512), nn.ReLU(),
                                   nn.Dropout(dropout), nn.Linear(512, n_classes))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

@@ -99,3 +99,33 @@ def recall_bars(counts: pd.DataFrame, axis: plt.Axes, title: str = "") -> None:
     axis.axhline(1 / len(recall), color="#222222", lw=1, ls=":")
     axis.set(title=title, ylabel="recall", ylim=(0, 1))
     axis.tick_params(axis="x", rotation=45)
+
+
+def learning_curves(curves: pd.DataFrame, axes: np.ndarray) -> None:
+    """Draw training loss, and negative log-likelihood on the valid speakers, a line per fold; the kept epochs are marked.
+
+    Parameters
+    ----------
+    curves
+        Schema ``curves``, of one variant.
+    axes
+        Two.
+    """
+    titles = {"train_loss": "training loss", "valid_nll": "valid speakers: negative log-likelihood"}
+    for axis, (column, title) in zip(axes, titles.items(), strict=True):
+        for _, curve in curves.groupby("fold"):
+            axis.plot(curve["epoch"], curve[column], color="#33658a", alpha=0.5)
+        axis.set(xlabel="epoch", ylabel="nats", title=title)
+    kept = curves[curves["kept"]]
+    axes[1].plot(kept["epoch"], kept["valid_nll"], "o", color="#c8373f", ms=5)
+
+
+def overlay(images: np.ndarray, maps: np.ndarray, titles: list[str], axes: np.ndarray) -> None:
+    """Draw mel images in grey with a map (0 to 1) glowing over each, cut at the longest clip; unused axes stay empty."""
+    width = images.any(axis=(0, 1)).nonzero()[0].max(initial=0) + 1
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, image, glow, title in zip(axes.flat, images, maps, titles, strict=False):
+        axis.imshow(image[:, :width], cmap="gray", aspect="auto", vmin=0, vmax=255)
+        axis.imshow(glow[:, :width], cmap="inferno", aspect="auto", vmin=0, vmax=1, alpha=0.55 * glow[:, :width])
+        axis.set_title(title, fontsize=10)

@@ -57,12 +57,21 @@ SCHEMAS = {
         "utterance_id": _ID, "emotion": pa.Column(str), "speaker": pa.Column(str),
         "fold": pa.Column(int, pa.Check.ge(1)), "role": _ROLE,
     }, strict=True, unique=["utterance_id", "fold"], coerce=True),
+    "feature_ranking": pa.DataFrameSchema({
+        "feature": pa.Column(str, unique=True), "family": pa.Column(str),
+        "anova_f": pa.Column(float, pa.Check.ge(0)), "mutual_information": pa.Column(float, pa.Check.ge(0)),
+    }, strict=True, coerce=True),
     "predictions": pa.DataFrameSchema({
         "utterance_id": _ID, "fold": pa.Column(int, pa.Check.ge(1)),
         "role": pa.Column(str, pa.Check.isin(["valid", "test"])),
         "variant": pa.Column(str, pa.Check.isin(["inductive", "speaker-normalised"])),
         "pretrained": pa.Column(bool), "truth": pa.Column(str), r"^p_.+$": _PROBABILITY,
     }, strict=True, unique=["utterance_id", "fold", "role", "variant"], coerce=True),
+    "curves": pa.DataFrameSchema({
+        "model": pa.Column(str), "variant": pa.Column(str), "fold": pa.Column(int), "epoch": pa.Column(int, pa.Check.ge(1)),
+        **{name: pa.Column(float) for name in ["train_loss", "valid_nll", "valid_uar", "learning_rate"]},
+        "kept": pa.Column(bool),
+    }, strict=True, unique=["model", "variant", "fold", "epoch"], coerce=True),
     "results": pa.DataFrameSchema({
         "model": pa.Column(str), "variant": pa.Column(str), "pretrained": pa.Column(bool), "n": pa.Column(int),
         **{name: pa.Column(float, nullable=True) for name in
@@ -126,7 +135,7 @@ def read_table(path: Path, schema: str) -> pd.DataFrame:
     path = Path(path)
     if not path.is_file():
         maker = {"utterances": "02", "functionals": "03", "descriptors": "03", "images": "04", "folds": "05",
-                 "predictions": "07 or 11", "results": "18"}
+                 "feature_ranking": "06", "predictions": "07 or 11", "results": "18"}
         raise FileNotFoundError(f"{path} is not there. Notebook {maker.get(schema, '?')} writes it: run that first "
                                 "(or ./run_all.sh, which runs what is missing).")
     frame = pd.read_parquet(path) if path.suffix == ".parquet" else _read_csv(path, schema)

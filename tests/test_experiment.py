@@ -7,7 +7,6 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from conftest import make_features, make_utterances
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
@@ -19,18 +18,7 @@ from helpers.cache import recipe_hash
 from helpers.estimators import Classical
 from helpers.experiment import Part, cross_validate
 from helpers.features import normalise_by_speaker
-from helpers.nets import MelCNN
 from helpers.paths import PROJECT
-from helpers.training import Network
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """These networks are so small that threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Counting(Classical):
@@ -210,91 +198,6 @@ def test_every_classical_model_is_valid_and_deterministic(name):
     assert np.mean(outcomes[0]["test"].argmax(axis=1) == test.classes) > 0.5
     other = estimators.classical_models(13, 11, 6, 9)[name]
     assert experiment.recipe_hash(model.recipe()) != experiment.recipe_hash(other.recipe())
-
-
-def pictures(n: int = 48, frames: int = 32, seed: int = 0) -> Part:
-    """Images with a bright stripe whose height is the class."""
-    rng = np.random.default_rng(seed)
-    classes = np.arange(n) % 3
-    images = rng.integers(1, 120, (n, 32, frames)).astype(np.uint8)
-    for image, c in zip(images, classes, strict=True):
-        image[4 + 10 * c: 8 + 10 * c] = 230
-    return Part(images, classes, np.repeat(["a", "b"], n // 2))
-
-
-def test_network_learns_and_is_deterministic():
-    net = Network("CNN", MelCNN, epochs=8, patience=8, batch_size=16, device="cpu")
-    train, valid, test = pictures(), pictures(24, seed=1), pictures(24, seed=2)
-    outcomes = [net.fit_predict(train, valid, test.inputs, 3, seed=5) for _ in range(2)]
-    assert np.array_equal(outcomes[0]["test"], outcomes[1]["test"]) and outcomes[0]["notes"] == outcomes[1]["notes"]
-    assert not np.array_equal(outcomes[0]["test"], net.fit_predict(train, valid, test.inputs, 3, seed=6)["test"])
-    assert np.mean(outcomes[0]["test"].argmax(axis=1) == test.classes) > 0.8
-    np.testing.assert_allclose(outcomes[0]["test"].sum(axis=1), 1, atol=1e-5)
-    assert outcomes[0]["steps"] == {"fit": ["train"], "stop": ["valid"]}
-
-
-def test_network_stops_when_valid_gets_no_better_and_keeps_its_best_epoch():
-    valid = pictures(24, seed=1)
-    wrong = Part(valid.inputs, (valid.classes + 1) % 3, valid.speakers)
-    net = Network("CNN", MelCNN, epochs=12, patience=2, device="cpu")
-    notes = net.fit_predict(pictures(), wrong, wrong.inputs, 3, 0)["notes"]
-    losses = [epoch["valid_nll"] for epoch in notes["curves"]]
-    assert len(losses) < 12 and notes["best_epoch"] == 1 + int(np.argmin(losses)) == len(losses) - 2
-
-
-def test_network_keeps_its_predictions_of_the_best_epoch():
-    net = Network("CNN", MelCNN, epochs=6, patience=6, device="cpu")
-    valid = pictures(24, seed=1)
-    outcome = net.fit_predict(pictures(), valid, valid.inputs, 3, 0)
-    nll = -np.log(outcome["valid"][np.arange(24), valid.classes] + 1e-9).mean()
-    assert nll == pytest.approx(min(epoch["valid_nll"] for epoch in outcome["notes"]["curves"]), rel=1e-6)
-
-
-def test_one_training_row_over_a_full_batch_is_no_problem():
-    train = pictures(48)
-    odd = Part(train.inputs[:33], train.classes[:33], train.speakers[:33])
-    assert np.isfinite(Network("CNN", MelCNN, epochs=1, device="cpu").fit_predict(odd, odd, odd.inputs, 3, 0)["test"]).all()
-
-
-@pytest.mark.parametrize("padding", [16, 64])
-@pytest.mark.parametrize("frames", [48, 44])
-def test_padding_does_not_change_logits(padding, frames):
-    torch.manual_seed(0)
-    net = MelCNN(3, 32)
-    images = np.pad(pictures(8, frames).inputs, ((0, 0), (0, 0), (0, -frames % 16)))
-    net(torch.from_numpy(images))  # batch statistics that are not 0 and 1
-    net.eval()
-    wider = np.pad(images, ((0, 0), (0, 0), (0, padding)))
-    with torch.inference_mode():
-        torch.testing.assert_close(net(torch.from_numpy(images)), net(torch.from_numpy(wider)), atol=1e-5, rtol=1e-5)
-        alone = torch.cat([net(torch.from_numpy(image[None])) for image in images])
-        torch.testing.assert_close(net(torch.from_numpy(images)), alone, atol=1e-5, rtol=1e-4)
-
-
-def test_silent_image_gives_finite_logits():
-    net = MelCNN(3, 32).eval()
-    assert torch.isfinite(net(torch.zeros(2, 32, 48, dtype=torch.uint8))).all()
-
-
-def test_cross_validation_of_a_network_is_cached(setup):
-    _, ids, folds = setup
-    images, calls = np.random.default_rng(0).integers(1, 255, (len(ids), 16, 16)).astype(np.uint8), []
-
-    class CountingNetwork(Network):
-        def fit_predict(self, *given):
-            calls.append(1)
-            return super().fit_predict(*given)
-
-    net = CountingNetwork("CNN", MelCNN, epochs=1, device="cpu", batch_size=64)
-    first, record = cross_validate(net, images, ids, folds)
-    assert cross_validate(net, images, ids, folds)[0].equals(first) and len(calls) == 5
-    assert "curves" in record["folds"]["1"]["notes"]
-
-
-def test_recipe_of_a_network_knows_its_settings_but_not_its_device():
-    recipes = [experiment.recipe_hash(Network("CNN", MelCNN, **options).recipe()) for options in
-               ({}, {"device": "cpu"}, {"epochs": 3}, {"shift": 2}, {"learning_rate": 1e-4}, {"label_smoothing": 0.0})]
-    assert recipes[0] == recipes[1] and len(set(recipes)) == 5
 
 
 def test_recipes_are_the_same_in_another_process():

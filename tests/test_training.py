@@ -1,0 +1,385 @@
+"""The training loop: it learns, stops, resumes to the same bits, and says what is wrong."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_utterances
+
+from helpers import experiment, explain, paths, splits, training
+from helpers.experiment import Part, cross_validate
+from helpers.nets import MelCNN
+from helpers.training import Network
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """These networks are so small that threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def setup():
+    utterances = make_utterances(10, 4)
+    return utterances["utterance_id"], splits.make_folds(utterances, n_folds=5)
+
+
+def pictures(n: int = 48, frames: int = 32, seed: int = 0) -> Part:
+    """Images with a bright stripe whose height is the class."""
+    rng = np.random.default_rng(seed)
+    classes = np.arange(n) % 3
+    images = rng.integers(1, 120, (n, 32, frames)).astype(np.uint8)
+    for image, c in zip(images, classes, strict=True):
+        image[4 + 10 * c: 8 + 10 * c] = 230
+    return Part(images, classes, np.repeat(["a", "b"], n // 2))
+
+
+def test_network_learns_and_is_deterministic():
+    net = Network("CNN", MelCNN, epochs=8, patience=8, batch_size=16, device="cpu")
+    train, valid, test = pictures(), pictures(24, seed=1), pictures(24, seed=2)
+    outcomes = []
+    for _ in range(2):
+        outcomes.append(net.fit_predict(train, valid, test.inputs, 3, seed=5))
+        shutil.rmtree(outcomes[-1]["scratch"])  # else the second run would read the first one's checkpoint
+    assert np.array_equal(outcomes[0]["test"], outcomes[1]["test"]) and outcomes[0]["notes"] == outcomes[1]["notes"]
+    assert not np.array_equal(outcomes[0]["test"], net.fit_predict(train, valid, test.inputs, 3, seed=6)["test"])
+    assert np.mean(outcomes[0]["test"].argmax(axis=1) == test.classes) > 0.8
+    np.testing.assert_allclose(outcomes[0]["test"].sum(axis=1), 1, atol=1e-5)
+    assert outcomes[0]["steps"] == {"fit": ["train"], "stop": ["valid"]}
+
+
+def test_network_stops_when_valid_gets_no_better_and_keeps_its_best_epoch():
+    valid = pictures(24, seed=1)
+    wrong = Part(valid.inputs, (valid.classes + 1) % 3, valid.speakers)
+    net = Network("CNN", MelCNN, epochs=12, patience=2, device="cpu")
+    notes = net.fit_predict(pictures(), wrong, wrong.inputs, 3, 0)["notes"]
+    losses = [epoch["valid_nll"] for epoch in notes["curves"]]
+    assert len(losses) < 12 and notes["best_epoch"] == 1 + int(np.argmin(losses)) == len(losses) - 2
+
+
+def test_network_keeps_its_predictions_of_the_best_epoch():
+    net = Network("CNN", MelCNN, epochs=6, patience=6, device="cpu")
+    valid = pictures(24, seed=1)
+    outcome = net.fit_predict(pictures(), valid, valid.inputs, 3, 0)
+    nll = -np.log(outcome["valid"][np.arange(24), valid.classes] + 1e-9).mean()
+    assert nll == pytest.approx(min(epoch["valid_nll"] for epoch in outcome["notes"]["curves"]), rel=1e-6)
+
+
+def test_one_training_row_over_a_full_batch_is_no_problem():
+    train = pictures(48)
+    odd = Part(train.inputs[:33], train.classes[:33], train.speakers[:33])
+    assert np.isfinite(Network("CNN", MelCNN, epochs=1, device="cpu").fit_predict(odd, odd, odd.inputs, 3, 0)["test"]).all()
+
+
+@pytest.mark.parametrize("padding", [16, 64])
+@pytest.mark.parametrize("frames", [48, 44])
+def test_padding_does_not_change_logits(padding, frames):
+    torch.manual_seed(0)
+    net = MelCNN(3, (32, 48))
+    images = np.pad(pictures(8, frames).inputs, ((0, 0), (0, 0), (0, -frames % 16)))
+    net(torch.from_numpy(images))  # batch statistics that are not 0 and 1
+    net.eval()
+    wider = np.pad(images, ((0, 0), (0, 0), (0, padding)))
+    with torch.inference_mode():
+        torch.testing.assert_close(net(torch.from_numpy(images)), net(torch.from_numpy(wider)), atol=1e-5, rtol=1e-5)
+        alone = torch.cat([net(torch.from_numpy(image[None])) for image in images])
+        torch.testing.assert_close(net(torch.from_numpy(images)), alone, atol=1e-5, rtol=1e-4)
+
+
+def test_silent_image_gives_finite_logits():
+    net = MelCNN(3, (32, 48)).eval()
+    assert torch.isfinite(net(torch.zeros(2, 32, 48, dtype=torch.uint8))).all()
+
+
+def test_cross_validation_of_a_network_is_cached(setup):
+    ids, folds = setup
+    images, calls = np.random.default_rng(0).integers(1, 255, (len(ids), 16, 16)).astype(np.uint8), []
+
+    class CountingNetwork(Network):
+        def fit_predict(self, *given):
+            calls.append(1)
+            return super().fit_predict(*given)
+
+    net = CountingNetwork("CNN", MelCNN, epochs=1, device="cpu", batch_size=64)
+    first, record = cross_validate(net, images, ids, folds)
+    assert cross_validate(net, images, ids, folds)[0].equals(first) and len(calls) == 5
+    assert "curves" in record["folds"]["1"]["notes"]
+
+
+def test_recipe_of_a_network_knows_its_settings_but_not_its_device():
+    recipes = [experiment.recipe_hash(Network("CNN", MelCNN, **options).recipe()) for options in
+               ({}, {"device": "cpu"}, {"epochs": 3}, {"shift": 2}, {"learning_rate": 1e-4}, {"label_smoothing": 0.0},
+                {"optimiser": "SGD"}, {"schedule": "step"}, {"options": {"dropout": 0.1}}, {"class_weights": False})]
+    assert recipes[0] == recipes[1] and len(set(recipes)) == 9
+
+
+@pytest.mark.parametrize(("optimiser", "schedule"), [
+    ("SGD", "one-cycle"), ("RMSprop", "cosine"), ("Adam", "step"), ("AdamW", "constant")])
+def test_every_optimiser_and_schedule_learns(optimiser, schedule):
+    rate = {"SGD": 0.03}.get(optimiser, 0.002)
+    net = Network("CNN", MelCNN, epochs=8, patience=8, batch_size=16, device="cpu", optimiser=optimiser, schedule=schedule,
+                  learning_rate=rate)
+    notes = net.fit_predict(pictures(), valid := pictures(24, seed=1), valid.inputs, 3, 0)["notes"]
+    assert max(epoch["valid_uar"] for epoch in notes["curves"]) > 0.8
+    rates = [epoch["learning_rate"] for epoch in notes["curves"]]
+    falling = rates == sorted(rates, reverse=True) and rates[0] == rate
+    assert {"one-cycle": rates[0] == pytest.approx(rate / 25) and rates[-1] < 0.2 * max(rates),
+            "cosine": falling and rates[-1] < 0.05 * rate,
+            "step": falling and rates[-1] == pytest.approx(rate / 16), "constant": set(rates) == {rate}}[schedule]
+
+
+def test_network_is_told_when_an_epoch_begins():
+    class Staged(MelCNN):
+        def begin_epoch(self, share):
+            self.blocks.requires_grad_(share >= 0.5)
+            told.append(share)
+
+    told = []
+    net = Network("CNN", Staged, epochs=4, patience=4, device="cpu", optimiser="SGD", learning_rate=0.01)
+    given = pictures(), pictures(24, seed=1), 3, 0
+    training_ = training._Training(net, *given)
+    before = training_.net.blocks[0][0].weight.detach().clone()
+    training_.run()
+    assert told == [0, 0.25, 0.5, 0.75]
+    assert not torch.equal(training_.net.blocks[0][0].weight, before)
+    frozen = training._Training(Network("CNN", Staged, epochs=20, patience=1, device="cpu", optimiser="SGD"), *given)
+    before = frozen.net.blocks[0][0].weight.detach().clone()
+    frozen.settings = net
+    frozen.net.begin_epoch(0)
+    frozen.train_epoch()
+    assert torch.equal(frozen.net.blocks[0][0].weight, before)
+
+
+def test_unknown_optimiser_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="unknown optimiser 'adam': choose one of SGD, RMSprop, Adam, AdamW"):
+        Network("CNN", MelCNN, optimiser="adam")
+
+
+def test_class_weights_make_rare_classes_count():
+    """With labels that inputs don't tell, a network answers with the classes' shares, or with equal ones if weighted."""
+    rng = np.random.default_rng(0)
+    classes = np.array([0] * 90 + [1] * 6)
+    train, other = (Part(rng.integers(100, 140, (96, 16, 16)).astype(np.uint8), classes, np.repeat(["a"], 96))
+                    for _ in range(2))
+    share = {}
+    for weighted in (True, False):
+        net = Network("CNN", MelCNN, epochs=20, patience=20, device="cpu", class_weights=weighted, label_smoothing=0.0)
+        share[weighted] = net.fit_predict(train, other, other.inputs, 2, 0)["test"][:, 1].mean()
+    assert share[False] < 0.2 < 0.4 < share[True] < 0.6
+
+
+# --- resume -------------------------------------------------------------------------------------------------------
+
+RUN = """
+import sys
+import numpy as np, torch
+sys.path.insert(0, "tests")
+from test_training import pictures
+from helpers.nets import MelCNN
+from helpers.training import Network
+torch.set_num_threads(1)
+net = Network("CNN", MelCNN, epochs=14, patience=14, batch_size=8, device="cpu", shift=3)
+outcome = net.fit_predict(pictures(96, 64), pictures(24, 64, seed=1), pictures(24, 64, seed=2).inputs, 3, seed=5)
+np.savez(sys.argv[1], test=outcome["test"], curves=[e["train_loss"] for e in outcome["notes"]["curves"]])
+"""
+
+
+def run_to_end(work: Path, target: Path, kills: list[str]) -> int:
+    """Run the training, killed with SIGKILL as soon as each of these checkpoints is there; return how often it was killed."""
+    environment = os.environ | {"SER_WORK": str(work), "PYTHONPATH": str(paths.PROJECT)}
+    killed = 0
+    for awaited in [*kills, None]:
+        process = subprocess.Popen([sys.executable, "-c", RUN, str(target)], cwd=paths.PROJECT, env=environment,
+                                   stderr=subprocess.PIPE, text=True)
+        while process.poll() is None and not (awaited and list(work.glob(f"checkpoints/*/{awaited}"))):
+            time.sleep(0.005)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            killed += 1
+        errors = process.communicate()[1]
+        assert process.returncode in (0, -signal.SIGKILL), errors
+    return killed
+
+
+def test_killed_and_continued_training_ends_with_the_same_bits(tmp_path):
+    assert run_to_end(tmp_path / "whole", tmp_path / "whole.npz", []) == 0
+    assert run_to_end(tmp_path / "killed", tmp_path / "killed.npz", ["epoch_0002.ckpt", "epoch_0007.ckpt"]) == 2
+    with np.load(tmp_path / "whole.npz") as whole, np.load(tmp_path / "killed.npz") as killed:
+        assert len(whole["curves"]) == 14
+        assert np.array_equal(whole["test"], killed["test"]) and np.array_equal(whole["curves"], killed["curves"])
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """A training stopped after its fifth epoch, and what the uninterrupted one predicts."""
+    net = Network("CNN", MelCNN, epochs=8, patience=8, batch_size=16, device="cpu")
+    given = pictures(), pictures(24, seed=1), pictures(24, seed=2).inputs, 3, 0
+    whole = net.fit_predict(*given)
+    folder = whole["scratch"]
+    shutil.rmtree(folder)
+    save = training._Training.save
+
+    def save_five(self):
+        save(self)
+        if self.epoch == 5:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training._Training, "save", save_five)
+        net.fit_predict(*given)
+    return net, given, whole, folder
+
+
+def epochs_trained(monkeypatch) -> list:
+    """Count epochs from here on."""
+    calls, original = [], training._Training.require_finite  # each epoch calls it; itself it is not part of the recipe
+    monkeypatch.setattr(training._Training, "require_finite", lambda self, *given: calls.append(1) or original(self, *given))
+    return calls
+
+
+def test_two_checkpoints_are_kept_and_the_last_is_continued(interrupted, monkeypatch):
+    net, given, whole, folder = interrupted
+    assert [path.name for path in sorted(folder.iterdir())] == ["epoch_0004.ckpt", "epoch_0005.ckpt"]
+    calls = epochs_trained(monkeypatch)
+    assert np.array_equal(net.fit_predict(*given)["test"], whole["test"]) and len(calls) == 3
+
+
+@pytest.mark.parametrize("harm", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b[:5000] + b"x" + b[5001:]],
+                         ids=["cut in half", "empty", "one byte changed"])
+def test_damaged_checkpoint_is_passed_over_for_the_one_before(interrupted, harm, monkeypatch, capsys):
+    net, given, whole, folder = interrupted
+    last = folder / "epoch_0005.ckpt"
+    last.write_bytes(harm(last.read_bytes()))
+    calls = epochs_trained(monkeypatch)
+    assert np.array_equal(net.fit_predict(*given)["test"], whole["test"]) and len(calls) == 4
+    assert "epoch_0005.ckpt is damaged" in capsys.readouterr().out
+
+
+def test_checkpoint_of_another_configuration_is_refused_with_the_difference(interrupted):
+    *_, folder = interrupted
+    other = training._Training(Network("CNN", MelCNN, epochs=9, patience=8, batch_size=16, device="cpu"),
+                               pictures(), pictures(24, seed=1), 3, 1)
+    with pytest.raises(ValueError, match=r"another configuration.*epochs: 8 there, 9 here; seed: 0 there, 1 here.*remove"):
+        training.read_checkpoint(folder, other.identity)
+
+
+def test_finished_folds_leave_no_checkpoints(setup, private_work):
+    ids, folds = setup
+    images = np.random.default_rng(0).integers(1, 255, (len(ids), 16, 16)).astype(np.uint8)
+    cross_validate(Network("CNN", MelCNN, epochs=1, device="cpu", batch_size=64), images, ids, folds)
+    assert not list((private_work / "checkpoints").iterdir())
+
+
+# --- search, looking inside ---------------------------------------------------------------------------------------
+
+
+def test_search_chooses_by_valid_speakers_and_stores_its_trials(setup, monkeypatch):
+    net = Network("CNN", MelCNN, epochs=3, patience=3, batch_size=16, device="cpu", trials=4,
+                  search={"learning_rate": (1e-6, 1e-2), "dropout": [0.0, 0.4]})
+    given = pictures(), pictures(24, seed=1), pictures(24, seed=2).inputs, 3, 0
+    outcome = net.fit_predict(*given)
+    tried = outcome["notes"]["tried"]
+    assert len(tried) == 4 and outcome["steps"] == {"fit": ["train"], "stop": ["valid"], "select": ["valid"]}
+    best = min(tried, key=lambda trial: trial["valid_nll"])
+    assert outcome["notes"]["setting"] == {name: best[name] for name in ("learning_rate", "dropout")}
+    assert best["valid_nll"] == min(epoch["valid_nll"] for epoch in outcome["notes"]["curves"])
+    calls = epochs_trained(monkeypatch)
+    assert np.array_equal(net.fit_predict(*given)["test"], outcome["test"]) and not calls
+
+
+def test_restored_network_predicts_as_the_trained_one(setup):
+    ids, folds = setup
+    images = np.random.default_rng(0).integers(1, 255, (len(ids), 16, 16)).astype(np.uint8)
+    net = Network("CNN", MelCNN, epochs=2, device="cpu", batch_size=64)
+    table, _ = cross_validate(net, images, ids, folds)
+    outcome = experiment.fold_outcome(net, images, ids, folds, fold=2)
+    emotions = [name for name in table if name.startswith("p_")]
+    wanted = table.query("fold == 2 and role == 'test'")
+    rows = folds.query("fold == 2 and role == 'test'")["utterance_id"]
+    assert list(rows) == list(wanted["utterance_id"])
+    trained = net.restore(outcome["weights"], len(emotions), images.shape[1:])
+    with torch.inference_mode():
+        found = trained(torch.tensor(images[[list(ids).index(i) for i in rows]])).softmax(1).numpy()
+    np.testing.assert_allclose(found, wanted[emotions], atol=1e-5)
+
+
+def test_grad_cam_finds_the_stripe():
+    net = Network("CNN", MelCNN, epochs=10, patience=10, batch_size=16, device="cpu")
+    test = pictures(6, seed=2)
+    outcome = net.fit_predict(pictures(), pictures(24, seed=1), test.inputs, 3, 0)
+    trained = net.restore(outcome["weights"], 3, test.inputs.shape[1:])
+    maps = explain.grad_cam(trained, trained.blocks[0], test.inputs, test.classes)
+    assert maps.shape == test.inputs.shape and maps.min() >= 0 and maps.max() == pytest.approx(1)
+    rows = np.arange(32)
+    inside = [np.abs(rows - (6 + 10 * c)) <= 5 for c in test.classes]
+    on_stripe = [image[mask].mean() / image.mean() for image, mask in zip(maps, inside, strict=True)]
+    assert np.mean(on_stripe) > 1.5
+
+
+def test_permutation_importance_finds_the_family_that_counts():
+    rng = np.random.default_rng(0)
+    inputs, classes = rng.standard_normal((200, 6)).astype(np.float32), rng.integers(0, 2, 200)
+    inputs[:, 2] += 4 * classes
+    net = torch.nn.Linear(6, 2)
+    with torch.no_grad():
+        net.weight[:] = torch.tensor([[0, 0, -1.0, 0, 0, 0], [0, 0, 1.0, 0, 0, 0]])
+        net.bias[:] = torch.tensor([2.0, -2.0])
+    rises = explain.permutation_importance(net, inputs, classes, ["a", "a", "b", "b", "c", "c"], n_repeats=3)
+    assert rises["b"].min() > 0.5 and np.abs([*rises["a"], *rises["c"]]).max() < 1e-6
+    assert len(set(rises["b"])) == 3
+
+
+# --- bad input ----------------------------------------------------------------------------------------------------
+
+
+def test_loss_that_is_no_number_names_epoch_batch_and_clips():
+    class Spoilt(MelCNN):
+        def forward(self, images):
+            return super().forward(images) * (torch.nan if (images == 231).any() else 1)
+
+    train = pictures(32)
+    train.inputs[7, 5, 5] = 231
+    train = Part(train.inputs, train.classes, train.speakers, np.array([f"toy/clip{i}" for i in range(32)]))
+    net = Network("CNN", Spoilt, epochs=2, batch_size=4, device="cpu")
+    message = r"loss became nan in epoch 1, batch \d of 8. Its clips: .*toy/clip7.*Lower LEARNING_RATE"
+    with pytest.raises(ValueError, match=message):
+        net.fit_predict(train, train, train.inputs, 3, 0)
+
+
+def test_out_of_memory_says_which_setting_to_lower():
+    class Greedy(MelCNN):
+        def forward(self, images):
+            return torch.empty(2**60)
+
+    with pytest.raises(MemoryError, match=r"CNN: out of memory .*Lower BATCH_SIZE \(32\)"):
+        Network("CNN", Greedy, epochs=1, device="cpu").fit_predict(pictures(), pictures(), pictures().inputs, 3, 0)
+
+
+def test_emotion_without_training_clips_is_named_and_the_rest_is_learnt(setup):
+    ids, folds = setup
+    images = np.random.default_rng(0).integers(1, 255, (len(ids), 16, 16)).astype(np.uint8)
+    folds = folds[~((folds["fold"] == 2) & (folds["role"] == "train") & (folds["emotion"] == "sad"))]
+    with pytest.warns(UserWarning, match="CNN, fold 2: no training clip of sad"):
+        table, _ = cross_validate(Network("CNN", MelCNN, epochs=1, device="cpu"), images, ids, folds)
+    assert np.isfinite(table["p_sad"]).all()
+
+
+def test_fold_with_a_single_test_speaker_is_no_problem():
+    utterances = make_utterances(4, 4)
+    folds = splits.make_folds(utterances, n_folds=4)
+    assert (folds[folds["role"] == "test"].groupby("fold")["speaker"].nunique() == 1).all()
+    images = np.random.default_rng(0).integers(1, 255, (len(utterances), 16, 16)).astype(np.uint8)
+    table, _ = cross_validate(Network("CNN", MelCNN, epochs=1, device="cpu"), images, utterances["utterance_id"], folds)
+    assert len(table.query("role == 'test'")) == len(utterances)
+
+
