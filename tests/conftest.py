@@ -33,6 +33,15 @@ def data_folder(tmp_path, monkeypatch) -> Path:
     return folder
 
 
+def pytest_runtest_setup(item) -> None:
+    """Skip tests of a GPU where there is none, and say so."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("no GPU on this machine")
+
+
 def real_corpus(name: str) -> Path:
     root = Path(os.environ.get("SER_DATA", "/nowhere")).resolve() / name
     if not root.is_dir():

@@ -81,26 +81,6 @@ def test_one_training_row_over_a_full_batch_is_no_problem():
     assert np.isfinite(Network("CNN", MelCNN, epochs=1, device="cpu").fit_predict(odd, odd, odd.inputs, 3, 0)["test"]).all()
 
 
-@pytest.mark.parametrize("padding", [16, 64])
-@pytest.mark.parametrize("frames", [48, 44])
-def test_padding_does_not_change_logits(padding, frames):
-    torch.manual_seed(0)
-    net = MelCNN(3, (32, 48))
-    images = np.pad(pictures(8, frames).inputs, ((0, 0), (0, 0), (0, -frames % 16)))
-    net(torch.from_numpy(images))  # batch statistics that are not 0 and 1
-    net.eval()
-    wider = np.pad(images, ((0, 0), (0, 0), (0, padding)))
-    with torch.inference_mode():
-        torch.testing.assert_close(net(torch.from_numpy(images)), net(torch.from_numpy(wider)), atol=1e-5, rtol=1e-5)
-        alone = torch.cat([net(torch.from_numpy(image[None])) for image in images])
-        torch.testing.assert_close(net(torch.from_numpy(images)), alone, atol=1e-5, rtol=1e-4)
-
-
-def test_silent_image_gives_finite_logits():
-    net = MelCNN(3, (32, 48)).eval()
-    assert torch.isfinite(net(torch.zeros(2, 32, 48, dtype=torch.uint8))).all()
-
-
 def test_cross_validation_of_a_network_is_cached(setup):
     ids, folds = setup
     images, calls = np.random.default_rng(0).integers(1, 255, (len(ids), 16, 16)).astype(np.uint8), []
@@ -278,6 +258,58 @@ def test_finished_folds_leave_no_checkpoints(setup, private_work):
     images = np.random.default_rng(0).integers(1, 255, (len(ids), 16, 16)).astype(np.uint8)
     cross_validate(Network("CNN", MelCNN, epochs=1, device="cpu", batch_size=64), images, ids, folds)
     assert not list((private_work / "checkpoints").iterdir())
+
+
+# --- several processes, a GPU ---------------------------------------------------------------------------------------
+
+SHARED = """
+import sys
+import numpy as np
+sys.path.insert(0, "tests")
+from test_training import pictures
+from helpers.experiment import Part
+from helpers.nets import DNN
+from helpers.training import Network
+train, valid = (Part(p.inputs.reshape(len(p.inputs), -1)[:, ::9].astype(np.float32), p.classes, p.speakers)
+                for p in (pictures(52), pictures(24, seed=1)))
+net = Network("DNN", DNN, {"dropout": 0.0}, epochs=4, patience=4, batch_size=16, device="cpu", learning_rate=1e-3)
+outcome = net.fit_predict(train, valid, valid.inputs, 3, seed=5)
+import accelerate
+if accelerate.PartialState().is_main_process:
+    np.savez(sys.argv[1], test=outcome["test"], n=accelerate.PartialState().num_processes)
+"""
+
+
+def test_two_processes_train_the_same_network_as_one(tmp_path):
+    """With batches divided among them; sums in another order round differently, so not to the bit."""
+    (tmp_path / "shared.py").write_text(SHARED)
+    found = {}
+    for n, launch in {1: [], 2: ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]}.items():
+        environment = os.environ | {"SER_WORK": str(tmp_path / f"work{n}"), "PYTHONPATH": str(paths.PROJECT),
+                                    "OMP_NUM_THREADS": "1"}
+        done = subprocess.run([sys.executable, *launch, str(tmp_path / "shared.py"), str(tmp_path / f"{n}.npz")],
+                              cwd=paths.PROJECT, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        with np.load(tmp_path / f"{n}.npz") as stored:
+            found[n] = stored["test"]
+            assert stored["n"] == n
+    np.testing.assert_allclose(found[1], found[2], atol=1e-4)
+
+
+@pytest.mark.gpu
+def test_gpu_agrees_with_cpu_within_tolerance():
+    given = pictures(), pictures(24, seed=1), pictures(24, seed=2).inputs, 3, 0
+    found = {device: Network("CNN", MelCNN, {"dropout": 0.0}, epochs=3, patience=3, batch_size=16, device=device,
+                             precision="float32").fit_predict(*given)["test"] for device in ("cpu", "cuda")}
+    np.testing.assert_allclose(found["cpu"], found["cuda"], atol=0.02)
+
+
+@pytest.mark.gpu
+def test_bfloat16_on_a_gpu_learns_as_well():
+    net = Network("CNN", MelCNN, epochs=8, patience=8, batch_size=16, device="cuda", precision="bf16")
+    test = pictures(24, seed=2)
+    outcome = net.fit_predict(pictures(), pictures(24, seed=1), test.inputs, 3, 0)
+    assert np.mean(outcome["test"].argmax(axis=1) == test.classes) > 0.8
 
 
 # --- search, looking inside ---------------------------------------------------------------------------------------
