@@ -11,6 +11,7 @@ descriptor.
 """
 
 import itertools
+import math
 import sys
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -29,6 +30,12 @@ from helpers.parallel import over_clips
 
 _FLOOR = 1e-10  # power below which nothing is heard: -100 dB
 _MOVING_TOGETHER = (*(f"mfcc{i:02d}" for i in range(13)), "rms_db", "f0_st")  # whose correlations are functionals
+_FAMILIES = {  # the zeroth MFCC is the mean level of all bands
+    "pitch": ("f0",), "voice quality": ("jitter", "shimmer", "hnr", "voicing", "harmonic"),
+    "energy": ("rms", "amplitude", "flux", "mfcc00"), "MFCC": ("mfcc",),
+    "mel bands": ("band0", "band1", "band2", "band3", "mel"),
+    "spectral shape": ("centroid", "bandwidth", "rolloff", "flatness", "alpha", "hammarberg", "slope", "contrast", "zero"),
+    "chroma": ("chroma", "tuning"), "rhythm": ("duration", "voiced_", "pause", "loudness")}
 
 
 @dataclass(frozen=True)
@@ -188,6 +195,77 @@ def descriptors_table(utterances: pd.DataFrame, front_end: FrontEnd = SEQUENCE, 
     return table
 
 
+def fill_unvoiced(frames: pd.DataFrame) -> pd.DataFrame:
+    """Replace NaN of a descriptors table by the line between the clip's neighbouring values; by 0 where a clip has none.
+
+    Parameters
+    ----------
+    frames
+        Schema ``descriptors``.
+    """
+    result = frames.copy()
+    begins = _clip_begins(frames)
+    for name in frames.columns[frames.isna().any()]:
+        column = frames[name].to_numpy(copy=True)
+        for clip in np.split(column, begins[1:]):  # views: what is filled in stays
+            known = np.isfinite(clip)
+            clip[~known] = np.interp(np.flatnonzero(~known), np.flatnonzero(known), clip[known]) if known.any() else 0
+        result[name] = column
+    return result
+
+
+def sequences(frames: pd.DataFrame, n_frames: int) -> np.ndarray:
+    """Turn a descriptors table into one array, padded with 0 or cut at the end to one length.
+
+    Parameters
+    ----------
+    frames
+        Schema ``descriptors``, without NaN (:func:`fill_unvoiced`).
+    n_frames
+        Length. Choose it without looking at test clips, e.g. as a round number of seconds.
+
+    Returns
+    -------
+    np.ndarray [shape=(n_clips, n_frames, n_descriptors), float32]
+        Clips in the order of the table.
+    """
+    clips = np.split(frames.drop(columns="utterance_id").to_numpy(np.float32), _clip_begins(frames)[1:])
+    result = np.zeros((len(clips), n_frames, frames.shape[1] - 1), np.float32)
+    for row, clip in zip(result, clips, strict=True):
+        row[: len(clip)] = clip[:n_frames]
+    return result
+
+
+def segments(frames: pd.DataFrame, n_segments: int = 5) -> np.ndarray:
+    """Cut each clip into equal parts and return each part's mean, standard deviation, minimum and maximum.
+
+    Parameters
+    ----------
+    frames
+        Schema ``descriptors``, without NaN (:func:`fill_unvoiced`).
+
+    Returns
+    -------
+    np.ndarray [shape=(n_clips, n_segments, 4 * n_descriptors), float32]
+        Clips in the order of the table. A clip of fewer frames than parts repeats some.
+    """
+    clips = np.split(frames.drop(columns="utterance_id").to_numpy(np.float32), _clip_begins(frames)[1:])
+    result = np.empty((len(clips), n_segments, 4 * (frames.shape[1] - 1)), np.float32)
+    for row, clip in zip(result, clips, strict=True):
+        edges = np.linspace(0, len(clip), n_segments + 1)
+        for i, (low, high) in enumerate(itertools.pairwise(edges)):
+            part = clip[int(low): max(math.ceil(high), int(low) + 1)]
+            row[i] = np.concatenate([part.mean(axis=0), part.std(axis=0), part.min(axis=0), part.max(axis=0)])
+    return result
+
+
+def family(column: str) -> str:
+    """Return the family that a descriptor or functional belongs to, e.g. "pitch" for ``f0_st__p95``."""
+    if "__with_" in column:
+        return "moving together"
+    return next(name for name, starts in _FAMILIES.items() if column.startswith(starts))
+
+
 def normalise_by_speaker(values: np.ndarray, speakers: np.ndarray) -> np.ndarray:
     """Standardise each column over all of a speaker's clips, to mean 0 and standard deviation 1.
 
@@ -204,6 +282,12 @@ def normalise_by_speaker(values: np.ndarray, speakers: np.ndarray) -> np.ndarray
         mine = values[speakers == speaker].astype(np.float64)
         result[speakers == speaker] = (mine - mine.mean(axis=0)) / (mine.std(axis=0) + 1e-6)
     return result
+
+
+def _clip_begins(frames: pd.DataFrame) -> np.ndarray:
+    """Rows at which a clip begins; its rows follow one another."""
+    ids = frames["utterance_id"].to_numpy(str)
+    return np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]]))
 
 
 def _sequence(path, start_s, end_s, front_end):

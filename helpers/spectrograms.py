@@ -19,6 +19,7 @@ from helpers import audio, features
 from helpers.cache import recipe_hash, write_atomically
 from helpers.features import FrontEnd, mel_spectrogram
 from helpers.parallel import over_clips
+from helpers.tables import note_output
 
 # 64 bands, a 40 ms frame every 20 ms: what a small network for speech needs, and no more. No zero-padding: bins of 25 Hz
 # are finer than the window resolves
@@ -64,8 +65,10 @@ def write_images(utterances: pd.DataFrame, folder: Path, front_end: FrontEnd = I
     names = [f"{u.emotion_native}/{u.utterance_id.split('/', 1)[1]}.png" for u in utterances.itertuples()]
     jobs = ((u.path, u.start_s, u.end_s, Path(folder) / name, recipe_hash(u.audio_hash, recipe), front_end)
             for u, name in zip(utterances.itertuples(), names, strict=True))
-    widths = over_clips(_write_image, jobs, n_jobs, "images")
-    return pd.DataFrame({"utterance_id": utterances["utterance_id"].to_numpy(), "image": names, "n_frames": list(widths)})
+    widths = list(over_clips(_write_image, jobs, n_jobs, "images"))
+    for name in names:
+        note_output(Path(folder) / name)
+    return pd.DataFrame({"utterance_id": utterances["utterance_id"].to_numpy(), "image": names, "n_frames": widths})
 
 
 def read_images(images: pd.DataFrame, folder: Path, n_frames: int) -> np.ndarray:

@@ -174,8 +174,9 @@ def note_input(name: str, digest: str, logged_as: str = "") -> None:
 
 
 def note_output(path: Path) -> None:
-    """Tell the run log of an output that is no table (an array file, say), so that its loss is noticed."""
-    _log("write", str(Path(path).resolve()), file_hash(path))
+    """Tell the run log of an output that is no table (an image, say), so that its loss is noticed."""
+    if os.environ.get("SER_RUN_LOG"):
+        _log("write", str(Path(path).resolve()), file_hash(path))
 
 
 @remember

@@ -37,6 +37,14 @@ def find_device(name: str = "auto") -> torch.device:
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
+def has_bfloat16(kind: str) -> bool:
+    """Whether a kind of device ("cpu" or "cuda") of this machine computes in bfloat16: a network trains about twice as fast."""
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported()
+    abilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return abilities.get("avx512_bf16", False) or abilities.get("amx_bf16", False)
+
+
 @dataclass(frozen=True)
 class Network:
     """A network that ``experiment.cross_validate`` can run.
@@ -74,7 +82,7 @@ class Network:
         Settings to choose per fold, on its valid speakers, in so many trials (Optuna's TPE sampler; Bergstra et al. 2011):
         name of an attribute or option → list of choices, or (lowest, highest) on a logarithmic scale.
     device, precision
-        "auto" takes a GPU where there is one, and bfloat16 where that GPU has it.
+        "auto" takes a GPU where there is one, and bfloat16 where the GPU or the CPU computes in it; else "float32", "bf16".
     """
 
     name: str
@@ -98,7 +106,8 @@ class Network:
     precision: str = "auto"
 
     def __post_init__(self) -> None:
-        for value, known, what in [(self.optimiser, OPTIMISERS, "optimiser"), (self.schedule, SCHEDULES, "schedule")]:
+        for value, known, what in [(self.optimiser, OPTIMISERS, "optimiser"), (self.schedule, SCHEDULES, "schedule"),
+                                   (self.precision, ("auto", "float32", "bf16"), "precision")]:
             if value not in known:
                 raise ValueError(f"unknown {what} {value!r}: choose one of {', '.join(known)}")
 
@@ -187,14 +196,16 @@ class _Training:
 
     def __init__(self, settings: Network, train: Part, valid: Part, n_classes: int, seed: int):
         self.settings, self.train, self.valid, self.seed = settings, train, valid, seed
-        self.accelerator = _accelerator(settings.device, settings.precision)
+        self.accelerator = _accelerator(settings.device)
         self.device = self.accelerator.device
+        self.bf16 = has_bfloat16(self.device.type) if settings.precision == "auto" else settings.precision == "bf16"
         self.rank, self.n_processes = self.accelerator.process_index, self.accelerator.num_processes
         torch.manual_seed(seed)
         self.generator = torch.Generator().manual_seed(seed)
         net = settings.build(n_classes, train.inputs.shape[1:], **settings.options)
         if hasattr(net, "fit_inputs"):
             net.fit_inputs(torch.tensor(train.inputs))
+        net = net.to(memory_format=torch.channels_last)  # convolutions on a CPU are a third faster so
         self.inputs = torch.tensor(train.inputs, device=self.device)
         self.targets = torch.tensor(train.classes, device=self.device)
         frequency = torch.bincount(self.targets, minlength=n_classes).clamp(min=1)
@@ -214,7 +225,8 @@ class _Training:
         recipe = self.settings.recipe()
         data = [getattr(part, name) for part in (self.train, self.valid) for name in ("inputs", "classes")]
         return {**{k: repr(v) for k, v in recipe.items() if k != "code"}, "code": recipe_hash(recipe["code"]),
-                "data": recipe_hash(data), "seed": self.seed, "device": self.device.type, "processes": self.n_processes}
+                "data": recipe_hash(data), "seed": self.seed, "device": self.device.type,
+                "bf16": self.bf16, "processes": self.n_processes}
 
     def run(self) -> None:
         """Train until the last epoch or until patience is out, from the last checkpoint if there is one."""
@@ -255,7 +267,7 @@ class _Training:
             share = slice(self.rank, None, self.n_processes)
             images = _moved(self.inputs[rows], settings.shift, self.generator)[share]
             targets = self.targets[rows]
-            with self.accelerator.autocast():
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
                 logits = self.net(images)
             value = nn.functional.cross_entropy(logits.float(), targets[share], self.weights, reduction="sum",
                                                 label_smoothing=settings.label_smoothing) / self.weights[targets].sum()
@@ -283,14 +295,10 @@ class _Training:
 
     @torch.inference_mode()
     def predict(self, inputs: np.ndarray) -> np.ndarray:
-        """Return probabilities, shape ``(n_rows, n_classes)``."""
+        """Return probabilities, shape ``(n_rows, n_classes)``; always computed in float32."""
         net = self.bare_net().eval()
-        result = []
-        for batch in torch.tensor(inputs).split(256):
-            with self.accelerator.autocast():
-                logits = net(batch.to(self.device))
-            result.append(logits.float().softmax(1).cpu())
-        return torch.cat(result).double().numpy()
+        batches = torch.tensor(inputs).split(256)
+        return torch.cat([net(batch.to(self.device)).softmax(1).cpu() for batch in batches]).double().numpy()
 
     def bare_net(self) -> nn.Module:
         return self.accelerator.unwrap_model(self.net)
@@ -362,14 +370,11 @@ def read_checkpoint(folder: Path, identity: dict) -> dict | None:
     return None
 
 
-def _accelerator(device: str, precision: str) -> Accelerator:
-    """Return an Accelerator for this device; started by ``accelerate launch``, its settings hold instead."""
-    kind = find_device(device).type
-    if precision == "auto":
-        precision = "bf16" if kind == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+def _accelerator(device: str) -> Accelerator:
+    """Return an Accelerator for this device, or for the processes that ``accelerate launch`` or ``torchrun`` started."""
     if AcceleratorState._shared_state and not AcceleratorState().use_distributed:
         AcceleratorState._reset_state(reset_partial_state=True)  # else the first network's device would bind all that follow
-    return Accelerator(cpu=kind == "cpu", mixed_precision={"float32": "no"}.get(precision, precision))
+    return Accelerator(cpu=find_device(device).type == "cpu", mixed_precision="no")  # precision is set where it is used
 
 
 def _optimiser(settings: Network, net: nn.Module) -> torch.optim.Optimizer:

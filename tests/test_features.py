@@ -220,6 +220,39 @@ def test_descriptors_table_holds_every_clips_curves_in_order(tmp_path):
     assert set(frames.columns[frames.isna().any()]) <= {"f0_st", "hnr_db", "jitter", "shimmer_db"}
 
 
+def frames_of(**clips) -> pd.DataFrame:
+    """A descriptors table of two columns from lists of pairs."""
+    rows = [(f"toy/{name}", *values) for name, clip in clips.items() for values in clip]
+    return pd.DataFrame(rows, columns=["utterance_id", "f0_st", "rms_db"]).astype({"f0_st": "float32", "rms_db": "float32"})
+
+
+def test_unvoiced_frames_get_the_line_between_neighbours_of_their_own_clip():
+    nan = np.nan
+    frames = frames_of(a=[(nan, 1), (2, 1), (nan, 1), (6, 1), (nan, 1)], b=[(nan, 2), (nan, 2)], c=[(30, 3), (nan, 3)])
+    filled = features.fill_unvoiced(frames)
+    assert filled["f0_st"].tolist() == [2, 2, 4, 6, 6, 0, 0, 30, 30]
+    assert frames["f0_st"].isna().sum() == 6 and filled["rms_db"].equals(frames["rms_db"])
+
+
+def test_sequences_are_padded_with_zeros_and_cut_at_the_end():
+    frames = frames_of(a=[(1, 2), (3, 4), (5, 6)], b=[(7, 8)])
+    assert features.sequences(frames, 2).tolist() == [[[1, 2], [3, 4]], [[7, 8], [0, 0]]]
+
+
+def test_segments_are_statistics_of_equal_parts():
+    clip = [(i, 10 * i) for i in range(12)]
+    found = features.segments(frames_of(a=clip, b=clip[:2]), 3)
+    assert found.shape == (2, 3, 8)
+    part = np.array(clip[4:8], float)
+    np.testing.assert_allclose(found[0, 1], [*part.mean(0), *part.std(0), *part.min(0), *part.max(0)], rtol=1e-6)
+    assert np.isfinite(found[1]).all() and found[1, 0, 0] == 0 and found[1, 2, 0] == 1  # two frames, three parts
+
+
+def test_every_functional_has_a_family(speech):
+    families = {features.family(column) for column in features.functionals(speech)}
+    assert families == {*features._FAMILIES, "moving together"}
+
+
 def test_speaker_normalisation_gives_mean_0_and_deviation_1():
     rng = np.random.default_rng(0)
     speakers = np.repeat(["a", "b", "c"], [30, 50, 1])

@@ -118,6 +118,15 @@ def test_every_optimiser_and_schedule_learns(optimiser, schedule):
             "step": falling and rates[-1] == pytest.approx(rate / 16), "constant": set(rates) == {rate}}[schedule]
 
 
+def test_bfloat16_learns_as_well_as_float32():
+    test = pictures(24, seed=2)
+    for precision in ("bf16", "float32"):
+        net = Network("CNN", MelCNN, epochs=8, patience=8, batch_size=16, device="cpu", precision=precision)
+        outcome = net.fit_predict(pictures(), pictures(24, seed=1), test.inputs, 3, 0)
+        assert np.mean(outcome["test"].argmax(axis=1) == test.classes) > 0.8, precision
+        assert all(values.dtype in (np.float32, np.int64) for values in outcome["weights"].values())
+
+
 def test_network_is_told_when_an_epoch_begins():
     class Staged(MelCNN):
         def begin_epoch(self, share):
@@ -272,7 +281,8 @@ from helpers.nets import DNN
 from helpers.training import Network
 train, valid = (Part(p.inputs.reshape(len(p.inputs), -1)[:, ::9].astype(np.float32), p.classes, p.speakers)
                 for p in (pictures(52), pictures(24, seed=1)))
-net = Network("DNN", DNN, {"dropout": 0.0}, epochs=4, patience=4, batch_size=16, device="cpu", learning_rate=1e-3)
+net = Network("DNN", DNN, {"dropout": 0.0}, epochs=4, patience=4, batch_size=16, device="cpu", learning_rate=1e-3,
+              precision="float32")
 outcome = net.fit_predict(train, valid, valid.inputs, 3, seed=5)
 import accelerate
 if accelerate.PartialState().is_main_process:
