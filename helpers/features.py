@@ -263,7 +263,7 @@ def family(column: str) -> str:
     """Return the family that a descriptor or functional belongs to, e.g. "pitch" for ``f0_st__p95``."""
     if "__with_" in column:
         return "moving together"
-    return next(name for name, starts in _FAMILIES.items() if column.startswith(starts))
+    return next((name for name, starts in _FAMILIES.items() if column.startswith(starts)), "other")
 
 
 def normalise_by_speaker(values: np.ndarray, speakers: np.ndarray) -> np.ndarray:
