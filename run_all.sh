@@ -95,6 +95,10 @@ install() {  # STAMP TEXT PIP-ARGUMENTS…
   "$python" -m pip --version >/dev/null 2>&1 || "$python" -m ensurepip >/dev/null
   "$python" -m pip install -q -U "pip>=25.1" || stop 1 "could not update pip; is the network there?"
   "$python" -m pip install $quiet "$@" -c constraints.txt || stop 1 "the installation failed (see above); started again it continues."
+  # The first import reads gigabytes and compiles: better here than in the first notebook. It also shows that all is well.
+  "$python" -c 'import numpy; from helpers import estimators, explain, features, pipeline, training
+features.functionals(numpy.random.default_rng(0).normal(size=16_000).astype("float32"))' ||
+    stop 1 "the packages were installed but can't be used (see above); remove $environment and start again."
   echo "$wanted" >"$stamp"
 }
 install requirements "Installing the packages of requirements.txt into $environment: about 5 GB with PyTorch, which can take minutes" -r requirements.txt
