@@ -161,12 +161,12 @@ def functionals_table(utterances: pd.DataFrame, front_end: FrontEnd = FrontEnd()
     recipe = recipe_hash(asdict(front_end), sys.modules[__name__], audio)
     rows = over_clips(_stored_functionals, ((u.path, u.start_s, u.end_s, u.audio_hash, front_end, recipe)
                                             for u in utterances.itertuples()), n_jobs, progress)
-    values, names = None, None
-    for i, (row, columns) in enumerate(rows):
-        if values is None:
-            names, values = columns, np.empty((len(utterances), len(columns)), np.float32)
+    # the names are those of any clip: sent along with each row they would be most of what travels
+    names = list(functionals(np.zeros(front_end.sampling_rate, np.float32), front_end))
+    values = np.empty((len(utterances), len(names)), np.float32)
+    for i, row in enumerate(rows):
         values[i] = row
-    table = pd.DataFrame(values, columns=[str(name) for name in names], copy=False)
+    table = pd.DataFrame(values, columns=names, copy=False)
     table.insert(0, "utterance_id", utterances["utterance_id"].to_numpy())
     return table
 
@@ -299,10 +299,9 @@ def _sequence(path, start_s, end_s, front_end):
 def _stored_functionals(path, start_s, end_s, audio_hash, front_end, recipe):
     def compute():
         row = functionals(audio.load(path, start_s, end_s, front_end.sampling_rate), front_end)
-        return {"values": np.array(list(row.values()), np.float32), "names": np.array(list(row))}
+        return {"values": np.array(list(row.values()), np.float32)}
 
-    stored = fetch("functionals", recipe_hash(audio_hash, recipe), compute)
-    return stored["values"], stored["names"]
+    return fetch("functionals", recipe_hash(audio_hash, recipe), compute)["values"]
 
 
 # --- descriptors --------------------------------------------------------------------------------------------------
