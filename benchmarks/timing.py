@@ -102,7 +102,8 @@ def report(seconds: pd.DataFrame, clips: pd.DataFrame, required: dict[str, float
         print(f"{name:42}{len(clips) / median:9.1f}{audio_s / median:13.0f}{spread:>24}{needed:>10}")
         if ratio < required.get(name, 0):
             missed.append(name)
-    print("\n" + (f"MISSED: {', '.join(missed)}" if missed else "all required ratios are met"))
+    if required:
+        print("\n" + (f"MISSED: {', '.join(missed)}" if missed else "all required ratios are met"))
     return not missed
 
 
