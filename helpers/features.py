@@ -229,7 +229,7 @@ def sequences(frames: pd.DataFrame, n_frames: int) -> np.ndarray:
     np.ndarray [shape=(n_clips, n_frames, n_descriptors), float32]
         Clips in the order of the table.
     """
-    clips = np.split(frames.drop(columns="utterance_id").to_numpy(np.float32), _clip_begins(frames)[1:])
+    clips = _clips(frames)
     result = np.zeros((len(clips), n_frames, frames.shape[1] - 1), np.float32)
     for row, clip in zip(result, clips, strict=True):
         row[: len(clip)] = clip[:n_frames]
@@ -249,7 +249,7 @@ def segments(frames: pd.DataFrame, n_segments: int = 5) -> np.ndarray:
     np.ndarray [shape=(n_clips, n_segments, 4 * n_descriptors), float32]
         Clips in the order of the table. A clip of fewer frames than parts repeats some.
     """
-    clips = np.split(frames.drop(columns="utterance_id").to_numpy(np.float32), _clip_begins(frames)[1:])
+    clips = _clips(frames)
     result = np.empty((len(clips), n_segments, 4 * (frames.shape[1] - 1)), np.float32)
     for row, clip in zip(result, clips, strict=True):
         edges = np.linspace(0, len(clip), n_segments + 1)
@@ -288,6 +288,11 @@ def _clip_begins(frames: pd.DataFrame) -> np.ndarray:
     """Rows at which a clip begins; its rows follow one another."""
     ids = frames["utterance_id"].to_numpy(str)
     return np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]]))
+
+
+def _clips(frames: pd.DataFrame) -> list[np.ndarray]:
+    """The descriptors of each clip, shape ``(n_frames, n_descriptors)``."""
+    return np.split(frames.drop(columns="utterance_id").to_numpy(np.float32), _clip_begins(frames)[1:])
 
 
 def _sequence(path, start_s, end_s, front_end):
