@@ -30,7 +30,7 @@ def ours(part: Part, n_classes: int, precision: str, device: str):
     """Return a function that trains one epoch with the project's loop."""
     settings = training.Network("ResNet18", MelResNet, batch_size=BATCH_SIZE, optimiser="SGD", learning_rate=0.01, epochs=1000,
                                 precision=precision, device=device)
-    state = training._Training(settings, part, part, n_classes, seed=0)
+    state = training.Trainer(settings, part, part, n_classes, seed=0)
 
     def epoch():
         state.train_epoch()

@@ -3,6 +3,11 @@
 The road of the data, in the order of the notebooks:
 
 ``corpora``/``iemocap`` → ``audio`` → ``features``, ``spectrograms`` → ``splits``, ``audit`` →
-``nets``/``training``, ``estimators`` (both through ``experiment``) → ``metrics``, ``ensemble`` → ``plots``, ``pipeline``.
+``nets``/``training``, ``estimators`` (both through ``experiment``) → ``metrics``, ``ensemble``, ``explain`` →
+``plots``, ``pipeline``.
 ``paths``, ``tables`` and ``cache`` are the ground all of them stand on.
 """
+
+import warnings
+
+warnings.filterwarnings("ignore", message="IProgress not found")  # other packages' wish for widgets: progress here is text

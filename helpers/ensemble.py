@@ -1,8 +1,11 @@
 """Averaging, weighting and stacking of predictions that different models made of the same rows.
 
+Each variant is combined by itself, over the models that have it: a network may have been trained in one variant alone.
 Columns are aligned by emotion *name* and rows by key, never by position: that is how published ensembles came to add the
 probability of sadness to that of neutral. Tables that were made on different folds are refused.
 """
+
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
@@ -12,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from helpers.metrics import probabilities, truth_column
+from helpers.metrics import probabilities, truth_column, uar
 
 KEY = ["utterance_id", "fold", "role", "variant"]
 
@@ -32,11 +35,15 @@ def average(models: dict[str, pd.DataFrame], weights: dict[str, float] | None = 
     pd.DataFrame
         A predictions table; ``pretrained`` if any member is.
     """
-    base, stack = aligned(models)
-    weight = np.array([1.0 if weights is None else weights[name] for name in models])
-    if (weight < 0).any() or weight.sum() == 0:
-        raise ValueError(f"weights must be at least 0 and not all 0, found {dict(zip(models, weight.round(3), strict=True))}")
-    return _with_probabilities(base, np.tensordot(weight / weight.sum(), stack, axes=1))
+    parts = []
+    for members in by_variant(models).values():
+        base, stack = aligned(members)
+        weight = np.array([1.0 if weights is None else weights[name] for name in members])
+        if (weight < 0).any() or weight.sum() == 0:
+            found = dict(zip(members, weight.round(3), strict=True))
+            raise ValueError(f"weights must be at least 0 and not all 0, found {found}")
+        parts.append(_with_probabilities(base, np.tensordot(weight / weight.sum(), stack, axes=1)))
+    return pd.concat(parts, ignore_index=True)
 
 
 def weighted_average(models: dict[str, pd.DataFrame]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -47,22 +54,21 @@ def weighted_average(models: dict[str, pd.DataFrame]) -> tuple[pd.DataFrame, pd.
     Returns
     -------
     predictions, weights
-        Predictions, and a table with one row per fold and variant, one column per model.
+        Predictions, and a table with one row per fold and variant, one column per model (NaN: not in this variant).
     """
-    base, stack = aligned(models)
-    result, weights = np.empty(stack.shape[1:]), {}
-    for (variant, fold), rows in base.groupby(["variant", "fold"]).indices.items():
-        valid = rows[base["role"].to_numpy()[rows] == "valid"]
+    parts, weights = [], {}
+    for variant, fold, base, stack, members in _by_fold(models):
+        valid = base["role"].to_numpy() == "valid"
         likelihood = stack[:, valid, truth_column(base)[valid]]  # (n_models, n_valid)
 
         def loss(logits, likelihood=likelihood):
             return -np.log(softmax(logits) @ likelihood + 1e-9).mean() + 0.01 * np.square(logits).mean()
 
-        weight = softmax(minimize(loss, np.zeros(len(models)), method="L-BFGS-B").x)
-        result[rows] = np.tensordot(weight, stack[:, rows], axes=1)
-        weights[variant, fold] = weight
-    table = pd.DataFrame(weights, index=list(models)).T.rename_axis(["variant", "fold"])
-    return _with_probabilities(base, result), table
+        weight = softmax(minimize(loss, np.zeros(len(members)), method="L-BFGS-B").x)
+        parts.append(_with_probabilities(base, np.tensordot(weight, stack, axes=1)))
+        weights[variant, fold] = dict(zip(members, weight, strict=True))
+    table = pd.DataFrame(weights).reindex(list(models)).T.rename_axis(["variant", "fold"])
+    return pd.concat(parts, ignore_index=True), table
 
 
 def stacked(models: dict[str, pd.DataFrame], c: float = 0.01) -> pd.DataFrame:
@@ -78,18 +84,47 @@ def stacked(models: dict[str, pd.DataFrame], c: float = 0.01) -> pd.DataFrame:
     c
         Inverse strength of the penalty; the valid rows are few and the members many, so it is strong.
     """
-    base, stack = aligned(models)
-    inputs = np.log(np.concatenate(stack, axis=1) + 1e-4)
-    emotions = probabilities(base)[1]
-    result = np.empty(stack.shape[1:])
-    for _, rows in base.groupby(["variant", "fold"]).indices.items():
-        valid = rows[base["role"].to_numpy()[rows] == "valid"]
+    parts = []
+    for _, _, base, stack, _ in _by_fold(models):
+        inputs = np.log(np.concatenate(stack, axis=1) + 1e-4)
+        emotions = probabilities(base)[1]
+        valid = base["role"].to_numpy() == "valid"
         model = make_pipeline(StandardScaler(), LogisticRegression(C=c, class_weight="balanced", max_iter=1000))
         model.fit(inputs[valid], base["truth"].to_numpy(str)[valid])
-        result[rows] = 0.0
-        for column, emotion in enumerate(model.classes_):
-            result[rows, emotions.index(emotion)] = model.predict_proba(inputs[rows])[:, column]
-    return _with_probabilities(base, result)
+        result = np.zeros(stack.shape[1:])
+        result[:, [emotions.index(emotion) for emotion in model.classes_]] = model.predict_proba(inputs)
+        parts.append(_with_probabilities(base, result))
+    return pd.concat(parts, ignore_index=True)
+
+
+def leave_one_out(models: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Say what each model adds: UAR of the plain average of all, less that of the average without it, on the *valid* rows.
+
+    Parameters
+    ----------
+    models
+        Name → predictions table; at least two in each variant.
+
+    Returns
+    -------
+    pd.DataFrame
+        Rows are models, columns variants; fractions (0.01 is a point); NaN where a model has no such variant.
+    """
+    added = {}
+    for variant, members in by_variant(models).items():
+        valid = {name: table[table["role"] == "valid"] for name, table in members.items()}
+        everything = uar(average(valid))
+        added[variant] = {name: everything - uar(average({n: t for n, t in valid.items() if n != name})) for name in valid}
+    return pd.DataFrame(added).reindex(list(models))
+
+
+def by_variant(models: dict[str, pd.DataFrame]) -> dict[str, dict[str, pd.DataFrame]]:
+    """Return variant → name → this variant's rows, of the models that have it."""
+    if not models:
+        raise ValueError("no predictions to average: run at least one of the model notebooks (07 to 12) first")
+    variants = sorted({variant for table in models.values() for variant in table["variant"].unique()})
+    split = {variant: {name: table[table["variant"] == variant] for name, table in models.items()} for variant in variants}
+    return {variant: {name: rows for name, rows in members.items() if len(rows)} for variant, members in split.items()}
 
 
 def aligned(models: dict[str, pd.DataFrame]) -> tuple[pd.DataFrame, np.ndarray]:
@@ -107,8 +142,6 @@ def aligned(models: dict[str, pd.DataFrame]) -> tuple[pd.DataFrame, np.ndarray]:
     ValueError
         If a table has other rows (other folds, variants or utterances), other truths, or other emotions.
     """
-    if not models:
-        raise ValueError("no predictions to average: run at least one of the model notebooks (07, 11) first")
     tables = {name: table.sort_values(KEY, ignore_index=True) for name, table in models.items()}
     first, base = next(iter(tables.items()))
     for name, table in tables.items():
@@ -122,6 +155,14 @@ def aligned(models: dict[str, pd.DataFrame]) -> tuple[pd.DataFrame, np.ndarray]:
                              f"{probabilities(base)[1]}) or truths: they follow different label policies")
     base = base.assign(pretrained=np.any([t["pretrained"].to_numpy() for t in tables.values()], axis=0))
     return base, np.stack([probabilities(table)[0] for table in tables.values()])
+
+
+def _by_fold(models: dict[str, pd.DataFrame]) -> Iterator[tuple[str, int, pd.DataFrame, np.ndarray, list[str]]]:
+    """Yield (variant, fold, its rows, their probabilities, the models' names)."""
+    for variant, members in by_variant(models).items():
+        base, stack = aligned(members)
+        for fold, rows in base.groupby("fold").indices.items():
+            yield variant, fold, base.iloc[rows], stack[:, rows], list(members)
 
 
 def _with_probabilities(base: pd.DataFrame, values: np.ndarray) -> pd.DataFrame:

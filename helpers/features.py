@@ -214,25 +214,29 @@ def fill_unvoiced(frames: pd.DataFrame) -> pd.DataFrame:
     return result
 
 
-def sequences(frames: pd.DataFrame, n_frames: int) -> np.ndarray:
+def sequences(frames: pd.DataFrame, n_steps: int, stride: int = 1) -> np.ndarray:
     """Turn a descriptors table into one array, padded with 0 or cut at the end to one length.
 
     Parameters
     ----------
     frames
         Schema ``descriptors``, without NaN (:func:`fill_unvoiced`).
-    n_frames
+    n_steps
         Length. Choose it without looking at test clips, e.g. as a round number of seconds.
+    stride
+        Frames that are averaged to one step; a last step of fewer frames is the mean of those.
 
     Returns
     -------
-    np.ndarray [shape=(n_clips, n_frames, n_descriptors), float32]
+    np.ndarray [shape=(n_clips, n_steps, n_descriptors), float32]
         Clips in the order of the table.
     """
     clips = _clips(frames)
-    result = np.zeros((len(clips), n_frames, frames.shape[1] - 1), np.float32)
+    result = np.zeros((len(clips), n_steps, frames.shape[1] - 1), np.float32)
     for row, clip in zip(result, clips, strict=True):
-        row[: len(clip)] = clip[:n_frames]
+        begins = np.arange(0, len(clip), stride)
+        steps = np.add.reduceat(clip, begins, axis=0) / np.diff([*begins, len(clip)])[:, None]
+        row[: len(steps)] = steps[:n_steps]
     return result
 
 

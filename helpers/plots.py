@@ -16,6 +16,7 @@ from helpers.corpora import EMOTIONS, emotion_order
 _COLOURS = {"neutral": "#8c8c8c", "calm": "#7fb8ad", "happy": "#f2b134", "excited": "#f78d3f", "sad": "#3b6ea5",
             "angry": "#c8373f", "frustrated": "#8a4b38", "fearful": "#7b52ab", "disgust": "#5c8a3a", "surprised": "#e377c2",
             "bored": "#4fa3c7"}
+VARIANTS = {"inductive": "#33658a", "speaker-normalised": "#86bbd8"}
 _OTHERS = ["#17becf", "#bcbd22", "#a05195", "#665191", "#2f4b7c", "#ff7c43"]
 
 
@@ -77,17 +78,16 @@ def results_bars(results: pd.DataFrame, axis: plt.Axes, title: str = "") -> None
         Schema ``results``.
     """
     order = results.sort_values("variant").drop_duplicates("model").sort_values("uar")["model"].tolist()
-    palette = {"inductive": "#33658a", "speaker-normalised": "#86bbd8"}
     for row in results.itertuples():
         y = order.index(row.model) + (0.18 if row.variant == "inductive" else -0.18)
-        axis.barh(y, row.uar, height=0.34, color=palette[row.variant], zorder=2)
+        axis.barh(y, row.uar, height=0.34, color=VARIANTS[row.variant], zorder=2)
         if np.isfinite(row.uar_low):
             axis.plot([row.uar_low, row.uar_high], [y, y], color="#222222", lw=1, zorder=3)
     axis.set_yticks(range(len(order)), order)
     axis.set(title=title, xlabel="UAR (line: 95 % interval over speakers)", xlim=(0, 1))
     axis.grid(axis="y", visible=False)
     for variant in results["variant"].unique():
-        axis.barh(np.nan, np.nan, color=palette[variant], label=variant)
+        axis.barh(np.nan, np.nan, color=VARIANTS[variant], label=variant)
     axis.legend(loc="lower right", fontsize=9)
 
 

@@ -135,7 +135,7 @@ def read_table(path: Path, schema: str) -> pd.DataFrame:
     path = Path(path)
     if not path.is_file():
         maker = {"utterances": "02", "functionals": "03", "descriptors": "03", "images": "04", "folds": "05",
-                 "feature_ranking": "06", "predictions": "07 or 11", "results": "18"}
+                 "feature_ranking": "06", "predictions": "07 to 12, by the model's name,", "results": "18"}
         raise FileNotFoundError(f"{path} is not there. Notebook {maker.get(schema, '?')} writes it: run that first "
                                 "(or ./run_all.sh, which runs what is missing).")
     frame = pd.read_parquet(path) if path.suffix == ".parquet" else _read_csv(path, schema)
@@ -145,7 +145,7 @@ def read_table(path: Path, schema: str) -> pd.DataFrame:
                if not name.startswith("raw:") and _changed(name, digest)]
     if changed:
         message = (f"{path.name} was made by notebook {provenance(path).get('notebook') or '?'} from {changed}, which "
-                   "changed since: run that notebook again.")
+                   f"changed since: run that notebook again (or remove {path}, if it no longer writes it).")
         if os.environ.get("SER_RUN_LOG"):
             raise ValueError(message)
         warnings.warn(message, stacklevel=2)

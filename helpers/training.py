@@ -79,8 +79,9 @@ class Network:
         Training images are moved in time by up to so many pixels and in frequency by up to two, drawn anew each epoch: a
         voice is a little higher, a word a little later. 0 for inputs that are no images.
     search, trials
-        Settings to choose per fold, on its valid speakers, in so many trials (Optuna's TPE sampler; Bergstra et al. 2011):
-        name of an attribute or option → list of choices, or (lowest, highest) on a logarithmic scale.
+        Settings to choose per fold, on its valid speakers, in so many trials: name of an attribute or option → list of
+        choices, or (lowest, highest) on a logarithmic scale. The first trial is the network as it is, as far as that lies
+        within; half are drawn at random, the others where earlier ones did well (Optuna's TPE; Bergstra et al. 2011).
     device, precision
         "auto" takes a GPU where there is one, and bfloat16 where the GPU or the CPU computes in it; else "float32", "bf16".
     """
@@ -112,11 +113,12 @@ class Network:
                 raise ValueError(f"unknown {what} {value!r}: choose one of {', '.join(known)}")
 
     def recipe(self) -> dict:
-        """Return everything a result depends on, for the cache; the device is not part of it."""
+        """Return everything a result depends on, for the cache; the name, the device and what is left to it are no part."""
         settings = {f.name: getattr(self, f.name) for f in fields(self)}
-        for name in ("build", "device", "precision"):
+        for name in ("name", "build", "device", *(["precision"] if self.precision == "auto" else [])):
             del settings[name]
-        loop = [_Training.__init__, _Training.run, _Training.train_epoch, _Training.predict, _optimiser, _schedule, _moved]
+        loop = [Trainer.__init__, Trainer.run, Trainer.train_epoch, Trainer.predict, _optimiser, _schedule, _moved,
+                *([Network._search] if self.trials else [])]
         return settings | {"code": [*code_with_parts(self.build), *map(code, loop)]}
 
     def fit_predict(self, train: Part, valid: Part, test: np.ndarray, n_classes: int, seed: int) -> dict:
@@ -124,7 +126,7 @@ class Network:
         if self.trials:
             return self._search(train, valid, test, n_classes, seed)
         with _speaking_of_memory(self):
-            training = _Training(self, train, valid, n_classes, seed)
+            training = Trainer(self, train, valid, n_classes, seed)
             training.run()
             return {"valid": training.predict(valid.inputs), "test": training.predict(test),
                     "steps": {"fit": ["train"], "stop": ["valid"]}, "notes": training.notes(), "scratch": training.folder,
@@ -153,7 +155,10 @@ class Network:
             settings.append(chosen)
             return min(row["valid_nll"] for row in outcomes[-1]["notes"]["curves"])
 
-        study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
+        study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=self.trials // 2))
+        own = {f.name: getattr(self, f.name) for f in fields(self)} | self.options
+        study.enqueue_trial({name: own[name] for name, values in self.search.items() if name in own and (
+            own[name] in values if isinstance(values, list) else values[0] <= own[name] <= values[1])})
         study.optimize(objective, n_trials=self.trials)
         best = outcomes[study.best_trial.number]
         tried = [{**setting, "valid_nll": trial.value} for setting, trial in zip(settings, study.trials, strict=True)]
@@ -191,8 +196,8 @@ def memory_used() -> str:
     return f"peak of this process {peak:.0f} MB, workers now {now:.0f} MB{gpu}"
 
 
-class _Training:
-    """One network being trained on one fold: its state, and what to do with it."""
+class Trainer:
+    """One network being trained on one fold: its state, and what to do with it; :class:`Network` is what notebooks use."""
 
     def __init__(self, settings: Network, train: Part, valid: Part, n_classes: int, seed: int):
         self.settings, self.train, self.valid, self.seed = settings, train, valid, seed

@@ -237,6 +237,7 @@ def test_unvoiced_frames_get_the_line_between_neighbours_of_their_own_clip():
 def test_sequences_are_padded_with_zeros_and_cut_at_the_end():
     frames = frames_of(a=[(1, 2), (3, 4), (5, 6)], b=[(7, 8)])
     assert features.sequences(frames, 2).tolist() == [[[1, 2], [3, 4]], [[7, 8], [0, 0]]]
+    assert features.sequences(frames, 3, stride=2).tolist() == [[[2, 3], [5, 6], [0, 0]], [[7, 8], [0, 0], [0, 0]]]
 
 
 def test_segments_are_statistics_of_equal_parts():

@@ -183,7 +183,7 @@ def test_pretrained_member_makes_the_average_pretrained(models):
     assert ensemble.average(models | {"fair": models["fair"].assign(pretrained=True)})["pretrained"].all()
 
 
-@pytest.mark.parametrize("change", ["fold", "row", "role", "variant", "truth", "emotion", "name"])
+@pytest.mark.parametrize("change", ["fold", "row", "role", "truth", "emotion", "name"])
 def test_tables_that_do_not_belong_together_are_refused(models, change):
     other = models["fair"].copy()
     if change == "fold":
@@ -192,8 +192,6 @@ def test_tables_that_do_not_belong_together_are_refused(models, change):
         other = other.iloc[1:]
     elif change == "role":
         other["role"] = other["role"].map({"valid": "test", "test": "valid"})
-    elif change == "variant":
-        other["variant"] = "speaker-normalised"
     elif change == "truth":
         other.loc[0, "truth"] = "sad" if other.loc[0, "truth"] != "sad" else "angry"
     elif change == "emotion":
@@ -205,8 +203,31 @@ def test_tables_that_do_not_belong_together_are_refused(models, change):
             combine({"good": models["good"], "fair": other})
 
 
+def test_each_variant_is_averaged_over_the_models_that_have_it(models):
+    both = {"good": pd.concat([models["good"], models["good"].assign(variant="speaker-normalised")]), "fair": models["fair"]}
+    averaged = ensemble.average(both)
+    for variant, members in [("inductive", {"good": models["good"], "fair": models["fair"]}),
+                             ("speaker-normalised", {"good": models["good"]})]:
+        part = averaged[averaged["variant"] == variant].drop(columns="variant").reset_index(drop=True)
+        pd.testing.assert_frame_equal(part, ensemble.average(members).drop(columns="variant"))
+    _, weights = ensemble.weighted_average(both)
+    assert weights.loc["inductive"].notna().all(axis=None)
+    assert (weights.loc["speaker-normalised", "good"] == 1).all() and weights.loc["speaker-normalised", "fair"].isna().all()
+    assert ensemble.leave_one_out({**both, "noise": both["good"]}).isna().to_numpy().tolist() == [
+        [False, False], [False, True], [False, False]]
+
+
+def test_leave_one_out_is_the_loss_without_a_model_on_valid_rows(models):
+    added = ensemble.leave_one_out(models)["inductive"]
+    valid = {name: t[t["role"] == "valid"] for name, t in models.items()}
+    without = ensemble.average({"fair": valid["fair"], "noise": valid["noise"]})
+    assert added["good"] == pytest.approx(metrics.uar(ensemble.average(valid)) - metrics.uar(without))
+    assert added["good"] > added["noise"]
+    pd.testing.assert_series_equal(ensemble.leave_one_out({n: lied(t) for n, t in models.items()})["inductive"], added)
+
+
 def test_nothing_to_average_names_the_notebooks():
-    with pytest.raises(ValueError, match=r"no predictions to average: .*07, 11"):
+    with pytest.raises(ValueError, match=r"no predictions to average: .*07 to 12"):
         ensemble.average({})
 
 

@@ -51,9 +51,9 @@ def test_silent_image_gives_finite_logits(name):
     assert torch.isfinite(build(name).eval()(torch.zeros(2, 32, 48, dtype=torch.uint8))).all()
 
 
-@pytest.mark.parametrize(("pooling", "bidirectional"), [("last", False), ("last", True), ("mean", True)])
-def test_padding_of_sequences_does_not_change_the_lstms_logits(pooling, bidirectional):
-    net = build("LSTM", pooling=pooling, bidirectional=bidirectional)
+@pytest.mark.parametrize("layers", [1, 2])
+def test_padding_of_sequences_does_not_change_the_lstms_logits(layers):
+    net = build("LSTM", layers=layers)
     net.fit_inputs(draw("LSTM", 40, seed=1))
     net.eval()
     sequences = draw("LSTM")
@@ -88,9 +88,14 @@ def test_scaler_is_part_of_the_weights_and_constant_columns_do_no_harm():
     assert torch.equal(net.state_dict()["scaler.mean"], inputs.double().mean(dim=0).float())
 
 
-def test_unknown_pooling_is_refused():
-    with pytest.raises(ValueError, match="unknown pooling 'max': choose 'last' or 'mean'"):
-        build("LSTM", pooling="max")
+def test_lstm_leaves_features_out_of_whole_clips():
+    net = build("LSTM")
+    seen = []
+    net.input_dropout.register_forward_hook(lambda _, given, result: seen.append((result == 0) & (given[0] != 0)))
+    net.fit_inputs(draw("LSTM", 40, seed=1))
+    net(draw("LSTM"))
+    gone = seen[0]  # (batch, features, steps)
+    assert gone.any() and not gone.all() and torch.equal(gone.any(dim=2), gone.all(dim=2))
 
 
 def test_resnets_have_the_depths_they_say():

@@ -136,12 +136,12 @@ def test_network_is_told_when_an_epoch_begins():
     told = []
     net = Network("CNN", Staged, epochs=4, patience=4, device="cpu", optimiser="SGD", learning_rate=0.01)
     given = pictures(), pictures(24, seed=1), 3, 0
-    training_ = training._Training(net, *given)
+    training_ = training.Trainer(net, *given)
     before = training_.net.blocks[0][0].weight.detach().clone()
     training_.run()
     assert told == [0, 0.25, 0.5, 0.75]
     assert not torch.equal(training_.net.blocks[0][0].weight, before)
-    frozen = training._Training(Network("CNN", Staged, epochs=20, patience=1, device="cpu", optimiser="SGD"), *given)
+    frozen = training.Trainer(Network("CNN", Staged, epochs=20, patience=1, device="cpu", optimiser="SGD"), *given)
     before = frozen.net.blocks[0][0].weight.detach().clone()
     frozen.settings = net
     frozen.net.begin_epoch(0)
@@ -216,7 +216,7 @@ def interrupted(monkeypatch):
     whole = net.fit_predict(*given)
     folder = whole["scratch"]
     shutil.rmtree(folder)
-    save = training._Training.save
+    save = training.Trainer.save
 
     def save_five(self):
         save(self)
@@ -224,15 +224,15 @@ def interrupted(monkeypatch):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training._Training, "save", save_five)
+        patch.setattr(training.Trainer, "save", save_five)
         net.fit_predict(*given)
     return net, given, whole, folder
 
 
 def epochs_trained(monkeypatch) -> list:
     """Count epochs from here on."""
-    calls, original = [], training._Training.require_finite  # each epoch calls it; itself it is not part of the recipe
-    monkeypatch.setattr(training._Training, "require_finite", lambda self, *given: calls.append(1) or original(self, *given))
+    calls, original = [], training.Trainer.require_finite  # each epoch calls it; itself it is not part of the recipe
+    monkeypatch.setattr(training.Trainer, "require_finite", lambda self, *given: calls.append(1) or original(self, *given))
     return calls
 
 
@@ -256,7 +256,7 @@ def test_damaged_checkpoint_is_passed_over_for_the_one_before(interrupted, harm,
 
 def test_checkpoint_of_another_configuration_is_refused_with_the_difference(interrupted):
     *_, folder = interrupted
-    other = training._Training(Network("CNN", MelCNN, epochs=9, patience=8, batch_size=16, device="cpu"),
+    other = training.Trainer(Network("CNN", MelCNN, epochs=9, patience=8, batch_size=16, device="cpu"),
                                pictures(), pictures(24, seed=1), 3, 1)
     with pytest.raises(ValueError, match=r"another configuration.*epochs: 8 there, 9 here; seed: 0 there, 1 here.*remove"):
         training.read_checkpoint(folder, other.identity)
@@ -331,6 +331,7 @@ def test_search_chooses_by_valid_speakers_and_stores_its_trials(setup, monkeypat
     given = pictures(), pictures(24, seed=1), pictures(24, seed=2).inputs, 3, 0
     outcome = net.fit_predict(*given)
     tried = outcome["notes"]["tried"]
+    assert tried[0]["learning_rate"] == net.learning_rate  # it begins with the network as it is
     assert len(tried) == 4 and outcome["steps"] == {"fit": ["train"], "stop": ["valid"], "select": ["valid"]}
     best = min(tried, key=lambda trial: trial["valid_nll"])
     assert outcome["notes"]["setting"] == {name: best[name] for name in ("learning_rate", "dropout")}
