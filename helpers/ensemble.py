@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize
-from scipy.special import softmax
+from scipy.special import logsumexp, softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -46,27 +46,45 @@ def average(models: dict[str, pd.DataFrame], weights: dict[str, float] | None = 
     return pd.concat(parts, ignore_index=True)
 
 
-def weighted_average(models: dict[str, pd.DataFrame]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Average with weights that are fitted per fold on that fold's own valid rows, by their negative log-likelihood.
+def weighted_average(models: dict[str, pd.DataFrame], penalty: float = 0.01) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Weight the models' log-probabilities, with weights fitted per fold on that fold's own valid rows.
 
-    A small penalty keeps weights near equal where the valid rows do not say otherwise.
+    p ∝ Π p_k ** w_k, the logarithmic opinion pool, w_k ≥ 0 by the negative log-likelihood. Weights need not add up to one: if
+    they add up to more, the models are surer together than alone, so the result is calibrated along the way.
+
+    Parameters
+    ----------
+    models
+        Name → predictions table, all on the same folds.
+    penalty
+        Of weights apart from 1 / number of models, which they keep where the valid rows do not say otherwise.
 
     Returns
     -------
     predictions, weights
         Predictions, and a table with one row per fold and variant, one column per model (NaN: not in this variant).
+
+    References
+    ----------
+    C. Genest, J. V. Zidek, "Combining probability distributions: a critique and an annotated bibliography", Statistical
+    Science 1, 1986.
     """
     parts, weights = [], {}
     for variant, fold, base, stack, members in _by_fold(models):
-        valid = base["role"].to_numpy() == "valid"
-        likelihood = stack[:, valid, truth_column(base)[valid]]  # (n_models, n_valid)
+        n_models, logs = len(members), np.log(stack + 1e-3)  # the floor: no single model can rule an emotion out
+        valid = np.flatnonzero(base["role"] == "valid")
+        known, truth = logs[:, valid], np.eye(stack.shape[2])[truth_column(base)[valid]]
 
-        def loss(logits, likelihood=likelihood):
-            return -np.log(softmax(logits) @ likelihood + 1e-9).mean() + 0.01 * np.square(logits).mean()
+        def loss(weight: np.ndarray, known=known, truth=truth, n_models=n_models) -> tuple[float, np.ndarray]:
+            pooled = np.tensordot(weight, known, axes=1)
+            surprise = (logsumexp(pooled, axis=1) - (truth * pooled).sum(axis=1)).mean()
+            slope = ((softmax(pooled, axis=1) - truth) * known).sum(axis=2).mean(axis=1)
+            apart = n_models * weight - 1
+            return surprise + penalty * np.square(apart).mean(), slope + 2 * penalty * apart
 
-        weight = softmax(minimize(loss, np.zeros(len(members)), method="L-BFGS-B").x)
-        parts.append(_with_probabilities(base, np.tensordot(weight, stack, axes=1)))
-        weights[variant, fold] = dict(zip(members, weight, strict=True))
+        fitted = minimize(loss, np.full(n_models, 1 / n_models), jac=True, method="L-BFGS-B", bounds=[(0, None)] * n_models)
+        parts.append(_with_probabilities(base, softmax(np.tensordot(fitted.x, logs, axes=1), axis=1)))
+        weights[variant, fold] = dict(zip(members, fitted.x, strict=True))
     table = pd.DataFrame(weights).reindex(list(models)).T.rename_axis(["variant", "fold"])
     return pd.concat(parts, ignore_index=True), table
 

@@ -134,6 +134,14 @@ def classical_models(n_features: int, n_trees: int = 300, n_rounds: int = 150, k
     return {model.name: model for model in models}
 
 
+def linear_head(name: str) -> Classical:
+    """Return a logistic regression for a network's embeddings, in place of its own last layers.
+
+    Use it where something was done to the embeddings, e.g. standardising per speaker, that the head has to learn anew.
+    """
+    return Classical(name, LogisticRegression(class_weight="balanced", max_iter=500), {"C": [0.01, 0.001, 0.1]})
+
+
 def _fit(model: BaseEstimator, part: Part, seed: int) -> BaseEstimator:
     """Fit with every random state set; what splits inside splits by speaker."""
     import warnings

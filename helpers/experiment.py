@@ -60,17 +60,18 @@ class Model(Protocol):
         ``weights`` (name → array), and ``scratch``, a folder that is of no use once the result is stored."""
 
 
-def cross_validate(model: Model, inputs: np.ndarray, utterance_ids: pd.Series, folds: pd.DataFrame,
+def cross_validate(model: Model, inputs: np.ndarray | dict[int, np.ndarray], utterance_ids: pd.Series, folds: pd.DataFrame,
                    variant: str = "inductive", seed: int = 0, pretrained: bool = False, n_jobs: int = 1,
-                   ) -> tuple[pd.DataFrame, dict]:
+                   made_by: dict | None = None) -> tuple[pd.DataFrame, dict]:
     """Train and predict fold by fold; a fold that was computed before is read from the cache.
 
     Parameters
     ----------
     model
         See :class:`Model`.
-    inputs : np.ndarray [shape=(n_utterances, ...)]
-        One row per utterance; for the variant *speaker-normalised* already standardised per speaker.
+    inputs : np.ndarray [shape=(n_utterances, ...)], or dict of int to such arrays
+        One row per utterance; for the variant *speaker-normalised* already standardised per speaker. Where each fold has
+        inputs of its own, because a model made them: fold → array.
     utterance_ids
         The ids of the rows of `inputs`.
     folds
@@ -84,6 +85,8 @@ def cross_validate(model: Model, inputs: np.ndarray, utterance_ids: pd.Series, f
         Whether the starting weights had seen other data.
     n_jobs
         Folds that run side by side.
+    made_by
+        Run record of the model that made the inputs; what it saw is written down as ``start``, and audited.
 
     Returns
     -------
@@ -99,21 +102,18 @@ def cross_validate(model: Model, inputs: np.ndarray, utterance_ids: pd.Series, f
     """
     emotions = emotion_order(folds["emotion"])
     speakers = folds.drop_duplicates("utterance_id").set_index("utterance_id")["speaker"]
-    position = pd.Series(np.arange(len(utterance_ids)), index=list(utterance_ids))
-    unknown = speakers.index.difference(position.index)
-    if len(unknown):
-        raise ValueError(f"the folds name {len(unknown)} of {len(speakers)} utterances that have no inputs, e.g. "
-                         f"{list(unknown[:5])}: run notebooks 03 and 04 again")
-    mine = inputs[position[speakers.index]]
-    if mine.dtype.kind == "f" and not np.isfinite(mine).all():
-        raise ValueError(f"{(~np.isfinite(mine)).any(axis=tuple(range(1, mine.ndim))).sum()} rows of the inputs hold NaN or "
-                         "infinite values: run notebook 03 again and look at its checks")
-    require_clean(audit_inputs(mine, variant, speakers.to_numpy(str)))
+    position = _positions(utterance_ids, speakers.index)
+    for array in inputs.values() if isinstance(inputs, dict) else [inputs]:
+        mine = array[position[speakers.index]]
+        if mine.dtype.kind == "f" and not np.isfinite(mine).all():
+            raise ValueError(f"{(~np.isfinite(mine)).any(axis=tuple(range(1, mine.ndim))).sum()} rows of the inputs hold NaN "
+                             "or infinite values: run notebook 03 again and look at its checks")
+        require_clean(audit_inputs(mine, variant, speakers.to_numpy(str)))
 
     _warn_of_missing_classes(model.name, folds, emotions)
     recipe = recipe_hash(model.recipe(), emotions)
-    jobs = (joblib.delayed(_without_weights)(model, inputs, position, rows, emotions, seed + int(fold), recipe)
-            for fold, rows in folds.groupby("fold"))
+    jobs = (joblib.delayed(_without_weights)(model, inputs[fold] if isinstance(inputs, dict) else inputs, position, rows,
+                                             emotions, seed + int(fold), recipe) for fold, rows in folds.groupby("fold"))
     outcomes = list(tqdm(joblib.Parallel(n_jobs=n_jobs, return_as="generator")(jobs), total=folds["fold"].nunique(),
                          desc=f"{model.name}, {variant}", unit="fold"))
     tables, record = [], {"model": model.name, "variant": variant, "seed": seed, "pretrained": pretrained, "folds": {}}
@@ -121,6 +121,9 @@ def cross_validate(model: Model, inputs: np.ndarray, utterance_ids: pd.Series, f
         ids = {role: part["utterance_id"].tolist() for role, part in rows.groupby("role")}
         record["folds"][str(fold)] = {"notes": outcome["notes"], **{
             step: [i for role in roles for i in ids[role]] for step, roles in outcome["steps"].items()}}
+        if made_by is not None:
+            seen = [rows for step, rows in made_by["folds"][str(fold)].items() if step != "notes"]
+            record["folds"][str(fold)]["start"] = sorted(set().union(*seen))
         for role in ("valid", "test"):
             part = rows.loc[rows["role"] == role, ["utterance_id", "fold", "role", "emotion"]]
             part = part.rename(columns={"emotion": "truth"}).assign(variant=variant, pretrained=pretrained)
@@ -154,8 +157,8 @@ def fold_outcome(model: Model, inputs: np.ndarray, utterance_ids: pd.Series, fol
         ``valid`` and ``test`` (probabilities), ``steps``, ``notes`` and ``weights``.
     """
     emotions = emotion_order(folds["emotion"])
-    position = pd.Series(np.arange(len(utterance_ids)), index=list(utterance_ids))
-    return _stored_fold(model, inputs, position, folds[folds["fold"] == fold], emotions, seed + fold,
+    rows = folds[folds["fold"] == fold]
+    return _stored_fold(model, inputs, _positions(utterance_ids, rows["utterance_id"]), rows, emotions, seed + int(fold),
                         recipe_hash(model.recipe(), emotions))
 
 
@@ -177,6 +180,16 @@ def stored_fit(model: Model, recipe: str, train: Part, valid: Part, test: np.nda
     weights = {name.removeprefix("weights/"): values for name, values in stored.items() if name.startswith("weights/")}
     return {"valid": stored["valid"], "test": stored["test"], "weights": weights,
             "steps": json.loads(str(stored["steps"])), "notes": json.loads(str(stored["notes"]))}
+
+
+def _positions(utterance_ids: pd.Series, wanted: pd.Index) -> pd.Series:
+    """Return utterance id → row of the inputs."""
+    position = pd.Series(np.arange(len(utterance_ids)), index=list(utterance_ids))
+    unknown = pd.Index(wanted).difference(position.index)
+    if len(unknown):
+        raise ValueError(f"the folds name {len(unknown)} of {len(wanted)} utterances that have no inputs, e.g. "
+                         f"{list(unknown[:5])}: run notebooks 03 and 04 again")
+    return position
 
 
 def _without_weights(*arguments) -> dict:

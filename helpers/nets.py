@@ -1,4 +1,7 @@
-"""Network architectures; all return logits (softmax is part of the loss, and of the prediction, never of the net)."""
+"""Network architectures; all return logits (softmax is part of the loss, and of the prediction, never of the net).
+
+Networks on images are made of ``embed``, which turns an image into a row of numbers, and ``head``, which makes logits of it.
+"""
 
 import itertools
 
@@ -40,7 +43,7 @@ class MelCNN(nn.Module):
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(2 * self.channels[-1] * (shape[0] // 16), 512), nn.ReLU(),
                                   nn.Dropout(dropout), nn.Linear(512, n_classes))
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
         maps, mask = _heard(images)
         for block in self.blocks:  # halves height and width; padding is set back to 0 each time, as at the image's edge
             mask = nn.functional.max_pool2d(mask, (1, 2))
@@ -48,7 +51,10 @@ class MelCNN(nn.Module):
         maps, mask = maps.flatten(1, 2), mask[:, 0]  # (batch, 16 * n_bands / 16, n_frames / 16)
         mean = maps.sum(-1) / mask.sum(-1).clamp(min=1)
         peak = maps.amax(-1)  # after ReLU nothing is below 0, so a padded frame never wins
-        return self.head(torch.cat([mean, peak], dim=1))
+        return torch.cat([mean, peak], dim=1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.embed(images))
 
 
 class MelResNet(nn.Module):
@@ -98,13 +104,16 @@ class MelResNet(nn.Module):
             self.blocks[:3].requires_grad_(share >= 0.5)
             self.blocks[3].requires_grad_(share >= 0.2)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
         maps, mask = _heard(images)
         maps = self.stem(maps)
         for block in self.blocks:
             maps = block(maps)
         mask = nn.functional.adaptive_max_pool2d(mask, (1, maps.shape[-1])).clamp(min=1e-6)
-        return self.head((maps.mean(dim=2, keepdim=True) * mask).sum(dim=(2, 3)) / mask.sum(dim=(2, 3)))
+        return (maps.mean(dim=2, keepdim=True) * mask).sum(dim=(2, 3)) / mask.sum(dim=(2, 3))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.embed(images))
 
 
 def _heard(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -106,33 +106,6 @@ def read_images(images: pd.DataFrame, folder: Path, n_frames: int) -> np.ndarray
     return stack
 
 
-def normalise_by_speaker(stack: np.ndarray, speakers: np.ndarray) -> np.ndarray:
-    """Standardise each band over all of a speaker's clips; padding stays padding.
-
-    Needs the speaker's own unlabelled clips: results carry the variant *speaker-normalised*.
-
-    Parameters
-    ----------
-    stack : np.ndarray [shape=(n_images, n_bands, n_frames), uint8]
-        From :func:`read_images`; columns that are 0 throughout are padding.
-    speakers : np.ndarray [shape=(n_images,)]
-
-    Returns
-    -------
-    np.ndarray [shape as stack, uint8]
-        Four standard deviations below … above the speaker's mean mapped to 1 … 255; padding is 0.
-    """
-    result = np.zeros_like(stack)
-    for speaker in np.unique(speakers):
-        mine = stack[speakers == speaker].astype(np.float32)
-        heard = mine.any(axis=1, keepdims=True)
-        n = heard.sum(axis=(0, 2), keepdims=True).clip(min=1)
-        mean = (mine * heard).sum(axis=(0, 2), keepdims=True) / n
-        std = np.sqrt((((mine - mean) * heard) ** 2).sum(axis=(0, 2), keepdims=True) / n) + 1
-        result[speakers == speaker] = np.where(heard, np.clip(np.round(128 + 32 * (mine - mean) / std), 1, 255), 0)
-    return result
-
-
 def _write_image(path, start_s, end_s, target: Path, recipe: str, front_end: FrontEnd) -> int:
     """Write one image with its recipe in it; return its width in frames."""
     try:

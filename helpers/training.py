@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from helpers import paths
 from helpers.cache import code, code_with_parts, recipe_hash, write_atomically
-from helpers.experiment import Part, stored_fit
+from helpers.experiment import Part, fold_outcome, stored_fit
 
 OPTIMISERS = {"SGD": torch.optim.SGD, "RMSprop": torch.optim.RMSprop, "Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
 SCHEDULES = ("one-cycle", "cosine", "step", "constant")
@@ -164,6 +164,34 @@ class Network:
         tried = [{**setting, "valid_nll": trial.value} for setting, trial in zip(settings, study.trials, strict=True)]
         return best | {"steps": best["steps"] | {"select": ["valid"]},
                        "notes": best["notes"] | {"setting": settings[study.best_trial.number], "tried": tried}}
+
+
+def embeddings(model: Network, inputs: np.ndarray, utterance_ids: pd.Series, folds: pd.DataFrame, seed: int = 0,
+               ) -> dict[int, np.ndarray]:
+    """Return what each fold's trained network makes of every clip before its head: features that it found by itself.
+
+    Use them as inputs of another model, e.g. standardised per speaker.
+
+    Parameters
+    ----------
+    model, inputs, utterance_ids, folds, seed
+        As given to ``experiment.cross_validate``. The network must have a method ``embed``.
+
+    Returns
+    -------
+    dict of int to np.ndarray [shape=(n_utterances, n_units)]
+        Fold → embeddings, in the order of `inputs`. A fold's network has not seen that fold's test speakers, but those of other
+        folds, so never mix them.
+    """
+    result, n_classes = {}, folds["emotion"].nunique()
+    for fold in tqdm(sorted(folds["fold"].unique()), desc=f"{model.name}, embeddings", unit="fold"):
+        weights = fold_outcome(model, inputs, utterance_ids, folds, fold, seed)["weights"]
+        net = model.restore(weights, n_classes, inputs.shape[1:]).to(find_device(model.device))
+        with torch.inference_mode():
+            parts = [net.embed(torch.tensor(batch, device=find_device(model.device))).cpu().numpy()
+                     for batch in np.array_split(inputs, -(-len(inputs) // 256))]
+        result[int(fold)] = np.concatenate(parts)
+    return result
 
 
 def curves_table(records: list[dict]) -> pd.DataFrame:

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import make_predictions, make_utterances
+from scipy.special import softmax
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from helpers import ensemble, metrics, paths, splits, tables
@@ -212,7 +213,7 @@ def test_each_variant_is_averaged_over_the_models_that_have_it(models):
         pd.testing.assert_frame_equal(part, ensemble.average(members).drop(columns="variant"))
     _, weights = ensemble.weighted_average(both)
     assert weights.loc["inductive"].notna().all(axis=None)
-    assert (weights.loc["speaker-normalised", "good"] == 1).all() and weights.loc["speaker-normalised", "fair"].isna().all()
+    assert (weights.loc["speaker-normalised", "good"] > 0).all() and weights.loc["speaker-normalised", "fair"].isna().all()
     assert ensemble.leave_one_out({**both, "noise": both["good"]}).isna().to_numpy().tolist() == [
         [False, False], [False, True], [False, False]]
 
@@ -245,7 +246,37 @@ def test_weights_are_fitted_on_valid_rows_alone(models):
     assert not table["truth"].equals(other["truth"])
     pd.testing.assert_frame_equal(table.drop(columns="truth"), other.drop(columns="truth"))
     assert (weights["good"] > weights["fair"]).all() and (weights["fair"] > weights["noise"]).all()
-    np.testing.assert_allclose(weights.sum(axis=1), 1)
+    assert (weights >= 0).all(axis=None)
+
+
+def test_weights_are_the_best_on_valid_rows(models):
+    _, weights = ensemble.weighted_average(models, penalty=0)
+    base, stack = ensemble.aligned(models)
+    rows = np.flatnonzero((base["fold"] == 1) & (base["role"] == "valid"))
+    best = weights.loc[("inductive", 1)].to_numpy()
+
+    def surprise(weight):
+        pooled = np.tensordot(weight, np.log(stack[:, rows] + 1e-3), axes=1)
+        return -np.log(softmax(pooled, axis=1)[np.arange(len(rows)), metrics.truth_column(base)[rows]]).mean()
+
+    lowest = surprise(best)
+    for step in (*np.eye(3), *-np.eye(3)):
+        assert surprise(np.maximum(best + 0.02 * step, 0)) >= lowest - 1e-9
+
+
+def test_an_unsure_model_alone_is_calibrated(models):
+    unsure = models["good"].copy()
+    columns = [c for c in unsure if c.startswith("p_")]
+    unsure[columns] = unsure[columns] ** 0.3
+    unsure[columns] = unsure[columns].div(unsure[columns].sum(axis=1), axis=0)
+    table, weights = ensemble.weighted_average({"unsure": unsure})
+    assert (weights["unsure"] > 1).all()
+    assert metrics.expected_calibration_error(test_of(table)) < metrics.expected_calibration_error(test_of(unsure))
+
+
+def test_a_large_penalty_keeps_weights_equal(models):
+    _, weights = ensemble.weighted_average(models, penalty=1e4)
+    np.testing.assert_allclose(weights, 1 / 3, atol=1e-3)
 
 
 def test_weights_of_a_fold_see_that_fold_alone(models):

@@ -107,23 +107,3 @@ def test_image_of_another_height_is_refused_by_name(made):
     Image.fromarray(np.ones((128, 50), np.uint8)).save(folder / "neutral/long.png")
     with pytest.raises(ValueError, match=r"long.png has 128 bands, the others 64: run notebook 04"):
         spectrograms.read_images(images, folder, 40)
-
-
-def test_speaker_normalisation_ignores_padding():
-    rng = np.random.default_rng(0)
-    stack = rng.integers(50, 200, (6, 8, 40)).astype(np.uint8)
-    stack[0, :, 25:] = 0
-    speakers = np.array(list("aaabbb"))
-    found = spectrograms.normalise_by_speaker(stack, speakers)
-    wider = spectrograms.normalise_by_speaker(np.pad(stack, ((0, 0), (0, 0), (0, 30))), speakers)
-    assert np.array_equal(wider[:, :, :40], found) and (wider[:, :, 40:] == 0).all()
-    assert (found[0, :, 25:] == 0).all() and (found[1:] > 0).all()
-    mine = found[3:].astype(float)
-    assert mine.mean(axis=(0, 2)) == pytest.approx(128, abs=1) and mine.std(axis=(0, 2)) == pytest.approx(32, abs=1.5)
-
-
-def test_speaker_normalisation_takes_loudness_of_a_speaker_away():
-    rng = np.random.default_rng(0)
-    quiet = rng.integers(40, 90, (3, 8, 40)).astype(np.uint8)
-    found = spectrograms.normalise_by_speaker(np.concatenate([quiet, quiet + 100]), np.array(list("aaabbb")))
-    assert np.array_equal(found[:3], found[3:])

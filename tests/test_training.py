@@ -9,12 +9,15 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import make_utterances
 
 from helpers import experiment, explain, paths, splits, training
+from helpers.estimators import linear_head
 from helpers.experiment import Part, cross_validate
+from helpers.features import normalise_by_speaker
 from helpers.nets import MelCNN
 from helpers.training import Network
 
@@ -96,11 +99,12 @@ def test_cross_validation_of_a_network_is_cached(setup):
     assert "curves" in record["folds"]["1"]["notes"]
 
 
-def test_recipe_of_a_network_knows_its_settings_but_not_its_device():
-    recipes = [experiment.recipe_hash(Network("CNN", MelCNN, **options).recipe()) for options in
-               ({}, {"device": "cpu"}, {"epochs": 3}, {"shift": 2}, {"learning_rate": 1e-4}, {"label_smoothing": 0.0},
+def test_recipe_of_a_network_knows_its_settings_but_not_its_name_and_device():
+    recipes = [experiment.recipe_hash(Network(**{"name": "CNN", "build": MelCNN} | options).recipe()) for options in
+               ({}, {"name": "net", "device": "cpu"}, {"precision": "float32"}, {"trials": 2},
+                {"epochs": 3}, {"shift": 2}, {"learning_rate": 1e-4}, {"label_smoothing": 0.0},
                 {"optimiser": "SGD"}, {"schedule": "step"}, {"options": {"dropout": 0.1}}, {"class_weights": False})]
-    assert recipes[0] == recipes[1] and len(set(recipes)) == 9
+    assert recipes[0] == recipes[1] and len(set(recipes)) == 11
 
 
 @pytest.mark.parametrize(("optimiser", "schedule"), [
@@ -274,6 +278,7 @@ def test_finished_folds_leave_no_checkpoints(setup, private_work):
 SHARED = """
 import sys
 import numpy as np
+import pandas as pd
 sys.path.insert(0, "tests")
 from test_training import pictures
 from helpers.experiment import Part
@@ -354,6 +359,32 @@ def test_restored_network_predicts_as_the_trained_one(setup):
     with torch.inference_mode():
         found = trained(torch.tensor(images[[list(ids).index(i) for i in rows]])).softmax(1).numpy()
     np.testing.assert_allclose(found, wanted[emotions], atol=1e-5)
+
+
+def test_embeddings_are_what_the_head_of_each_fold_gets(setup):
+    ids, folds = setup
+    images = np.random.default_rng(0).integers(1, 255, (len(ids), 16, 16)).astype(np.uint8)
+    net = Network("CNN", MelCNN, epochs=2, device="cpu", batch_size=64)
+    table, record = cross_validate(net, images, ids, folds)
+    found = training.embeddings(net, images, ids, folds)
+    emotions = [name for name in table if name.startswith("p_")]
+    assert list(found) == sorted(folds["fold"].unique()) and all(len(rows) == len(ids) for rows in found.values())
+    for fold, rows in found.items():
+        wanted = table.query("fold == @fold and role == 'test'")
+        head = net.restore(experiment.fold_outcome(net, images, ids, folds, fold)["weights"], len(emotions), (16, 16)).head
+        with torch.inference_mode():
+            own = head(torch.tensor(rows[pd.Index(ids).get_indexer(wanted["utterance_id"])])).softmax(1).numpy()
+        np.testing.assert_allclose(own, wanted[emotions], atol=1e-5)
+    # and a new head on them, standardised per speaker: each fold fits on its own, and what made them counts as seen
+    speakers = folds.drop_duplicates("utterance_id").set_index("utterance_id")["speaker"].loc[ids].to_numpy(str)
+    scaled = {fold: normalise_by_speaker(rows, speakers) for fold, rows in found.items()}
+    again, second = cross_validate(linear_head("CNN"), scaled, ids, folds, "speaker-normalised", made_by=record)
+    assert len(again) == len(table) and set(again["variant"]) == {"speaker-normalised"}
+    for fold, rows in folds.groupby("fold"):
+        assert set(second["folds"][str(fold)]["start"]) == set(rows.loc[rows["role"] != "test", "utterance_id"])
+    wrong = {"folds": record["folds"] | {"1": {"fit": folds.query("fold == 1 and role == 'test'")["utterance_id"].tolist()}}}
+    with pytest.raises(ValueError, match="start saw test rows"):
+        cross_validate(linear_head("CNN"), scaled, ids, folds, "speaker-normalised", made_by=wrong)
 
 
 def test_grad_cam_finds_the_stripe():
