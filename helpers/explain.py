@@ -3,6 +3,7 @@
 import warnings
 
 import numpy as np
+import pandas as pd
 import torch
 from captum.attr import FeaturePermutation, LayerGradCam
 from torch import nn
@@ -39,6 +40,27 @@ def grad_cam(net: nn.Module, layer: nn.Module, images: np.ndarray, classes: np.n
         maps = explainer.attribute(torch.tensor(images), torch.tensor(np.asarray(classes)), relu_attributions=True)
     maps = nn.functional.interpolate(maps.detach(), images.shape[1:], mode="bilinear")[:, 0]
     return (maps / maps.amax(dim=(1, 2), keepdim=True).clamp(min=1e-9)).numpy()
+
+
+def surest(probability: np.ndarray, rows: pd.DataFrame, emotions: list[str]) -> pd.DataFrame:
+    """Return, for each emotion that was recognised at all, the clip that was recognised with the highest probability.
+
+    Parameters
+    ----------
+    probability : np.ndarray [shape=(n_rows, n_emotions)]
+    rows
+        ``utterance_id, emotion`` of each row.
+    emotions
+        Of the columns.
+
+    Returns
+    -------
+    pd.DataFrame
+        Index emotion; ``utterance_id`` and ``p``.
+    """
+    right = probability.argmax(axis=1) == rows["emotion"].map({e: i for i, e in enumerate(emotions)}).to_numpy()
+    found = rows[["utterance_id", "emotion"]].assign(p=probability.max(axis=1))[right]
+    return found.sort_values("p").drop_duplicates("emotion", keep="last").set_index("emotion")
 
 
 def permutation_importance(net: nn.Module, inputs: np.ndarray, classes: np.ndarray, families: list[str], n_repeats: int = 5,

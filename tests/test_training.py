@@ -400,6 +400,14 @@ def test_grad_cam_finds_the_stripe():
     assert np.mean(on_stripe) > 1.5
 
 
+def test_surest_right_answers_are_found_per_emotion():
+    rows = pd.DataFrame({"utterance_id": list("abcde"), "emotion": ["sad", "sad", "angry", "angry", "happy"]})
+    probability = np.array([[0.6, 0.3, 0.1], [0.7, 0.2, 0.1], [0.1, 0.5, 0.4], [0.8, 0.1, 0.1], [0.9, 0.1, 0.0]])
+    found = explain.surest(probability, rows, ["sad", "angry", "happy"])
+    assert found["utterance_id"].to_dict() == {"sad": "b", "angry": "c"}  # d is surer, but wrong; happy was never right
+    assert found["p"].to_dict() == {"sad": 0.7, "angry": 0.5}
+
+
 def test_permutation_importance_finds_the_family_that_counts():
     rng = np.random.default_rng(0)
     inputs, classes = rng.standard_normal((200, 6)).astype(np.float32), rng.integers(0, 2, 200)
