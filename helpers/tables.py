@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pandas as pd
 import pandera.pandas as pa
+import pyarrow
 
 from helpers import paths
 from helpers.cache import write_atomically
@@ -138,7 +139,10 @@ def read_table(path: Path, schema: str) -> pd.DataFrame:
                  "feature_ranking": "06", "predictions": "07 to 12, by the model's name,", "results": "18"}
         raise FileNotFoundError(f"{path} is not there. Notebook {maker.get(schema, '?')} writes it: run that first "
                                 "(or ./run_all.sh, which runs what is missing).")
-    frame = pd.read_parquet(path) if path.suffix == ".parquet" else _read_csv(path, schema)
+    try:
+        frame = pd.read_parquet(path) if path.suffix == ".parquet" else _read_csv(path, schema)
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(f"{path} is damaged ({error}). Remove it and run the notebook that writes it again.") from None
     frame = _validated(frame, schema, path, "run the notebook that writes it again")
     note_input(_name(path), file_hash(path), str(path.resolve()))
     changed = [name for name, digest in provenance(path).get("inputs", {}).items()

@@ -188,6 +188,13 @@ def test_fresh_table_gives_no_warning(written, folds, private_work):
         tables.read_table(target, "predictions")
 
 
+def test_damaged_table_says_which_and_what_to_do(folds, tmp_path):
+    path = tables.write_table(folds, tmp_path / "folds.parquet", "folds")
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(ValueError, match=r"folds.parquet is damaged .*Remove it and run the notebook that writes it again"):
+        tables.read_table(path, "folds")
+
+
 def test_missing_table_names_the_notebook_that_writes_it(tmp_path):
     for schema, number in [("utterances", "02"), ("functionals", "03"), ("images", "04"), ("folds", "05"), ("results", "18")]:
         with pytest.raises(FileNotFoundError, match=f"gone.csv is not there. Notebook {number} writes it"):
