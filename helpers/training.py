@@ -183,12 +183,12 @@ def embeddings(model: Network, inputs: np.ndarray, utterance_ids: pd.Series, fol
         Fold → embeddings, in the order of `inputs`. A fold's network has not seen that fold's test speakers, but those of other
         folds, so never mix them.
     """
-    result, n_classes = {}, folds["emotion"].nunique()
+    result, n_classes, device = {}, folds["emotion"].nunique(), find_device(model.device)
     for fold in tqdm(sorted(folds["fold"].unique()), desc=f"{model.name}, embeddings", unit="fold"):
         weights = fold_outcome(model, inputs, utterance_ids, folds, fold, seed)["weights"]
-        net = model.restore(weights, n_classes, inputs.shape[1:]).to(find_device(model.device))
+        net = model.restore(weights, n_classes, inputs.shape[1:]).to(device)
         with torch.inference_mode():
-            parts = [net.embed(torch.tensor(batch, device=find_device(model.device))).cpu().numpy()
+            parts = [net.embed(torch.tensor(batch, device=device)).cpu().numpy()
                      for batch in np.array_split(inputs, -(-len(inputs) // 256))]
         result[int(fold)] = np.concatenate(parts)
     return result
