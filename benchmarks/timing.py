@@ -92,7 +92,7 @@ def report(seconds: pd.DataFrame, clips: pd.DataFrame, required: dict[str, float
     audio_s = sum(soundfile.info(path).duration for path in clips["path"])
     ratios = seconds.div(seconds.iloc[:, 0], axis=0)
     print(f"{len(clips)} clips of {audio_s / len(clips):.1f} s, {N_JOBS} processes, median of {len(seconds)} rounds; "
-          f"{_processor()}, load {os.getloadavg()[0]:.1f}\n")
+          f"{processor()}, load {os.getloadavg()[0]:.1f}\n")
     print(f"{'':42}{'clips/s':>9}{'× real time':>13}{'ours is faster':>24}{'required':>10}")
     missed = []
     for name, median in seconds.median().items():
@@ -108,7 +108,7 @@ def report(seconds: pd.DataFrame, clips: pd.DataFrame, required: dict[str, float
 
 
 @functools.cache
-def _processor() -> str:
+def processor() -> str:
     """Name the processor where the system tells."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -90,14 +90,14 @@ def audit_record(record: dict, folds: pd.DataFrame) -> list[Finding]:
     ----------
     record
         As ``experiment.cross_validate`` returns it: ``folds`` → fold → step → list of utterance ids; steps are ``fit``
-        (weights, and every transform inside the model), ``stop``, ``select``, and ``start`` (rows that the starting
-        weights had been trained on).
+        (weights, and every transform inside the model), ``augment`` (parents of the copies that it was trained on),
+        ``stop``, ``select``, and ``start`` (rows that the starting weights had been trained on).
     folds
         The folds table.
     """
     findings = []
     test = {str(fold): set(rows["utterance_id"]) for fold, rows in folds[folds["role"] == "test"].groupby("fold")}
-    for step in ("fit", "stop", "select", "start"):
+    for step in ("fit", "augment", "stop", "select", "start"):
         seen = {fold: len(test[str(fold)] & set(steps.get(step, []))) for fold, steps in record["folds"].items()}
         bad = {fold: n for fold, n in seen.items() if n}
         findings.append(Finding("fault" if bad else "ok", step,

@@ -5,6 +5,7 @@ name that has no record is a user's own folder of audio (see :func:`read_folder`
 """
 
 import hashlib
+import itertools
 import re
 import shutil
 import tempfile
@@ -20,7 +21,7 @@ import soundfile
 from helpers import audio, iemocap, paths
 
 # The one order of emotions in every table and figure; other names follow in alphabetical order.
-EMOTIONS = ("neutral", "calm", "happy", "excited", "sad", "angry", "frustrated", "fearful", "disgust", "surprised",
+EMOTIONS = ("neutral", "calm", "happy", "excited", "sad", "angry", "frustrated", "fearful", "disgust", "dislike", "surprised",
             "bored")
 LABEL_COLUMNS = ["utterance_id", "path", "start_s", "end_s", "speaker", "sex", "group", "sentence", "text",
                  "emotion_native", "intensity", "valence", "arousal", "dominance", "votes"]
@@ -38,7 +39,8 @@ class Corpus:
     labels
         Code in the file name → native emotion.
     policies
-        Name → {native emotion: emotion}; natives that are not in it are left out. The first is the default.
+        Name → {native emotion: emotion}; natives that are not in it are left out. ``{sex}`` in an emotion stands for the
+        speaker's. The first policy is the default.
     counts
         Native emotion → number of utterances of the complete release; ``policy_counts`` likewise per policy.
     folds
@@ -47,6 +49,9 @@ class Corpus:
         For pooch; where it can't be fetched, ``manual`` says why and where to get it.
     stems
         All file names of the release, where they follow from a rule.
+    members
+        Corpora that this one is a union of: of those that are there. Speakers and folds stay as they are, under names that
+        begin with the member's.
     """
 
     name: str
@@ -71,6 +76,7 @@ class Corpus:
     size_mb: int = 0
     manual: str = ""
     reader: Callable[[Path], pd.DataFrame] | None = None
+    members: tuple[str, ...] = ()
     synthetic: bool = False
 
     @property
@@ -99,7 +105,10 @@ def locate(name: str, download: bool = False) -> Path:
     """
     corpus = get(name)
     root = paths.PROJECT / "data/demo" if name == "demo" else paths.data() / name
-    if any(audio.is_audio(path) for path in root.rglob("*")):  # stops at the first
+    if corpus.members:
+        if _members_there(corpus):
+            return paths.data()
+    elif any(audio.is_audio(path) for path in root.rglob("*")):  # stops at the first
         return root
     if download and corpus.url and not (root.exists() and any(root.iterdir())):
         return fetch(corpus, root)
@@ -178,6 +187,9 @@ def validate(name: str, root: Path | None = None) -> tuple[list[str], list[str],
 def _compare(corpus: Corpus, root: Path, table: pd.DataFrame) -> tuple[list[str], list[str], list[str]]:
     """Compare an index with what the release holds; see :func:`validate`."""
     name = corpus.name
+    if corpus.members:
+        parts = [[[f"{member}: {item}" for item in items] for items in validate(member)] for member in _members_there(corpus)]
+        return tuple(list(itertools.chain(*items)) for items in zip(*parts, strict=True))
     stems = table["utterance_id"].str.removeprefix(f"{name}/")
     missing = sorted(set(corpus.stems) - set(stems))
     if not corpus.stems:
@@ -212,6 +224,11 @@ def require_complete(name: str, allow_incomplete: bool = False) -> str:
     found, expected = len(table), sum(corpus.counts.values())
     size = f"found {found} of {expected} utterances" if expected else f"found {found} utterances"
     lines = [f"{corpus.title}: {size} in {root}"]
+    if corpus.members:
+        there = _members_there(corpus)
+        absent = [get(member).title for member in corpus.members if member not in there]
+        lines[0] += f", of {', '.join(get(member).title for member in there)}" + (
+            f" ({', '.join(absent)} not there)" if absent else "")
     lines += [f"  {kind} ({len(items)}): {', '.join(items[:10])}{' …' if len(items) > 10 else ''}"
               for kind, items in [("missing", missing), ("unexpected", unexpected), ("invalid", invalid)] if items]
     doubled = any("occurs twice" in item for item in invalid)
@@ -245,6 +262,8 @@ def apply_policy(utterances: pd.DataFrame, name: str, policy: str = "") -> pd.Da
         raise ValueError(f"{corpus.title} has the label policies {list(corpus.policies)}, not {policy!r}")
     kept = utterances.assign(emotion=utterances["emotion_native"].map(corpus.policies[policy]))
     kept = kept.dropna(subset="emotion").reset_index(drop=True)
+    if any("{sex}" in emotion for emotion in corpus.policies[policy].values()):
+        kept["emotion"] = [e.replace("{sex}", sex) for e, sex in zip(kept["emotion"], kept["sex"], strict=True)]
     counts = utterances["emotion_native"].value_counts().to_dict()
     expected = corpus.policy_counts.get(policy)
     if expected and counts == corpus.counts and len(kept) != expected:
@@ -253,14 +272,21 @@ def apply_policy(utterances: pd.DataFrame, name: str, policy: str = "") -> pd.Da
 
 
 def emotion_order(emotions) -> list[str]:
-    """Sort emotion names into the project's one order."""
-    return sorted(set(emotions), key=lambda e: (EMOTIONS.index(e) if e in EMOTIONS else len(EMOTIONS), e))
+    """Sort emotion names into the project's one order; ``female_happy`` stands beside ``male_happy``."""
+    known = {e: without_sex(e) for e in set(emotions)}
+    return sorted(known, key=lambda e: (EMOTIONS.index(known[e]) if known[e] in EMOTIONS else len(EMOTIONS), known[e], e))
+
+
+def without_sex(emotion: str) -> str:
+    """Return the emotion of a class that is of one sex alone, e.g. "happy" for ``female_happy``."""
+    return emotion.removeprefix("female_").removeprefix("male_")
 
 
 def fingerprint(name: str) -> str:
     """Hash the names, sizes and times of a corpus's files, to notice that the raw data changed."""
-    root = locate(name)
-    digest = hashlib.sha256()
+    root, digest = locate(name), hashlib.sha256()
+    if members := _members_there(get(name)):
+        return hashlib.sha256("".join(fingerprint(member) for member in members).encode()).hexdigest()
     for path in sorted(p for p in root.rglob("*") if p.is_file() and not p.name.startswith(".")):
         stat = path.stat()
         digest.update(f"{path.relative_to(root)}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
@@ -316,6 +342,22 @@ def _read_named_files(corpus: Corpus, root: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _members_there(corpus: Corpus) -> list[str]:
+    return [m for m in corpus.members if any(audio.is_audio(path) for path in (paths.data() / m).rglob("*"))]
+
+
+def _read_members(name: str) -> pd.DataFrame:
+    """Read the members of a union one below the other; ids, speakers, groups and sentences begin with the member's name."""
+    tables = []
+    for member in _members_there(get(name)):
+        table = index(member)
+        table["utterance_id"] = table["utterance_id"].str.replace("/", "_", n=1)
+        for column in ("speaker", "group", "sentence"):
+            table[column] = table[column].map(lambda value, member=member: value and f"{member}_{value}")
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
 def _audio_files(root: Path) -> list[Path]:
     return sorted(p for p in root.rglob("*") if audio.is_audio(p))
 
@@ -351,8 +393,13 @@ CORPORA = {corpus.name: corpus for corpus in [
         licence="CC BY-NC-SA 4.0", tree="Actor_NN/03-01-05-01-02-01-NN.wav",
         pattern=r"03-01-(?P<emotion>\d\d)-(?P<intensity>\d\d)-(?P<sentence>\d\d)-\d\d-(?P<speaker>\d\d)",
         labels={f"{i:02d}": emotion for i, emotion in _RAVDESS.items()},
-        policies={"ravdess-8": _same(*_RAVDESS.values())},
-        counts={emotion: 96 if i == 1 else 192 for i, emotion in _RAVDESS.items()}, policy_counts={"ravdess-8": 1440},
+        policies={"ravdess-8": _same(*_RAVDESS.values()), "basic-6": _BIG_SIX,
+                  # as in a known Conv1D + LSTM project: "dislike" is anger and disgust
+                  "ravdess-12": {native: f"{{sex}}_{emotion}" for native, emotion in (
+                      _same("calm", "happy", "sad", "fearful", "surprised")
+                      | {"neutral": "calm", "angry": "dislike", "disgust": "dislike"}).items()}},
+        counts={emotion: 96 if i == 1 else 192 for i, emotion in _RAVDESS.items()},
+        policy_counts={"ravdess-8": 1440, "basic-6": 1056, "ravdess-12": 1440},
         sexes=lambda speaker: "male" if int(speaker) % 2 else "female",
         intensities={"01": "normal", "02": "strong"},
         sentences={"01": "Kids are talking by the door", "02": "Dogs are sitting by the door"},
@@ -377,7 +424,7 @@ CORPORA = {corpus.name: corpus for corpus in [
         licence="Open Database License", tree="AudioWAV/1001_DFA_ANG_XX.wav",
         pattern=r"(?P<speaker>1\d{3})_(?P<sentence>[A-Z]{3})_(?P<emotion>[A-Z]{3})_(?P<intensity>[A-Z]{1,2})",
         labels={"ANG": "angry", "DIS": "disgust", "FEA": "fearful", "HAP": "happy", "NEU": "neutral", "SAD": "sad"},
-        policies={"cremad-6": _BIG_SIX}, policy_counts={"cremad-6": 7442},
+        policies={"cremad-6": _BIG_SIX, "basic-6": _BIG_SIX}, policy_counts={"cremad-6": 7442, "basic-6": 7442},
         counts=dict.fromkeys(["angry", "disgust", "fearful", "happy", "sad"], 1271) | {"neutral": 1087},
         sexes=lambda speaker: "female" if speaker in _CREMAD_WOMEN else "male",
         intensities={"LO": "low", "MD": "medium", "HI": "high"},
@@ -389,7 +436,8 @@ CORPORA = {corpus.name: corpus for corpus in [
         "savee", "SAVEE", "English", n_speakers=4, citation="Haq & Jackson (2009), AVSP", licence="research only, on request",
         tree="AudioData/DC/a01.wav", pattern=r"(?P<speaker>DC|JE|JK|KL)_(?P<emotion>sa|su|a|d|f|h|n)(?P<sentence>\d\d)",
         labels={"a": "angry", "d": "disgust", "f": "fearful", "h": "happy", "n": "neutral", "sa": "sad", "su": "surprised"},
-        policies={"savee-7": _BIG_SIX | _same("surprised")}, policy_counts={"savee-7": 480},
+        policies={"savee-7": _BIG_SIX | _same("surprised"), "basic-6": _BIG_SIX},
+        policy_counts={"savee-7": 480, "basic-6": 420},
         counts=dict.fromkeys(["angry", "disgust", "fearful", "happy", "sad", "surprised"], 60) | {"neutral": 120},
         sexes=lambda speaker: "male", folds={i: (s,) for i, s in enumerate(["JE", "KL", "DC", "JK"], start=1)},
         stems=tuple(f"{s}_{e}{n:02d}" for s in ("DC", "JE", "JK", "KL") for e in ("a", "d", "f", "h", "n", "sa", "su")
@@ -402,7 +450,8 @@ CORPORA = {corpus.name: corpus for corpus in [
         pattern=r"(?P<speaker>OA|YA)F?_(?P<sentence>[a-z]+)_(?P<emotion>[a-z]+)",
         labels={"angry": "angry", "disgust": "disgust", "fear": "fearful", "happy": "happy", "neutral": "neutral",
                 "ps": "surprised", "sad": "sad"},
-        policies={"tess-7": _BIG_SIX | _same("surprised")}, policy_counts={"tess-7": 2800},
+        policies={"tess-7": _BIG_SIX | _same("surprised"), "basic-6": _BIG_SIX},
+        policy_counts={"tess-7": 2800, "basic-6": 2400},
         counts=dict.fromkeys(["angry", "disgust", "fearful", "happy", "neutral", "surprised", "sad"], 400),
         sexes=lambda speaker: "female", folds={1: ("OA",), 2: ("YA",)},
         manual="https://doi.org/10.5683/SP2/E8H2MF (terms to accept)"),
@@ -422,3 +471,14 @@ CORPORA = {corpus.name: corpus for corpus in [
         policy_counts={"iemocap-4": 5531, "iemocap-4-unmerged": 4490, "iemocap-6": 7380},
         manual="https://sail.usc.edu/iemocap/iemocap_release.htm (a licence form)", **_IEMOCAP),
 ]}
+_TOGETHER = ("cremad", "ravdess", "savee", "tess")
+CORPORA["basic6"] = Corpus(
+    "basic6", "CREMA-D, RAVDESS, SAVEE and TESS together", "English",
+    n_speakers=sum(CORPORA[m].n_speakers for m in _TOGETHER), citation="; ".join(CORPORA[m].citation for m in _TOGETHER),
+    licence="; ".join(f"{m}: {CORPORA[m].licence}" for m in _TOGETHER),
+    tree="../ with one or more of: " + ", ".join(f"{m}/{CORPORA[m].tree}" for m in _TOGETHER), members=_TOGETHER,
+    policies={"basic-6": _BIG_SIX}, reader=lambda root: _read_members("basic6"),
+    # fold k tests the speakers of each member's own fold k: a member with fewer folds has its speakers tested once all the same
+    folds={k: tuple(f"{m}_{s}" for m in _TOGETHER for s in CORPORA[m].folds.get(k, ()))
+           for k in sorted({k for m in _TOGETHER for k in CORPORA[m].folds})},
+    manual="Put the members beside each other; it goes on with those that are there.")

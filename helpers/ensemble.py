@@ -115,6 +115,28 @@ def stacked(models: dict[str, pd.DataFrame], c: float = 0.01) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
+def better_on_valid(models: dict[str, pd.DataFrame]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Keep one model per fold: the one with the lowest negative log-likelihood on that fold's own valid rows.
+
+    Parameters
+    ----------
+    models
+        Name → predictions table, all on the same folds.
+
+    Returns
+    -------
+    predictions, choice
+        Predictions, and a table with one row per variant and fold: each model's negative log-likelihood (nats), and ``kept``.
+    """
+    parts, choice = [], {}
+    for variant, fold, base, stack, members in _by_fold(models):
+        valid = np.flatnonzero(base["role"] == "valid")
+        surprise = -np.log(stack[:, valid, truth_column(base)[valid]] + 1e-9).mean(axis=1)
+        parts.append(_with_probabilities(base, stack[surprise.argmin()]))
+        choice[variant, fold] = dict(zip(members, surprise, strict=True)) | {"kept": members[surprise.argmin()]}
+    return pd.concat(parts, ignore_index=True), pd.DataFrame(choice).T.rename_axis(["variant", "fold"])
+
+
 def leave_one_out(models: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """Say what each model adds: UAR of the plain average of all, less that of the average without it, on the *valid* rows.
 

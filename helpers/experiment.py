@@ -116,7 +116,10 @@ def cross_validate(model: Model, inputs: np.ndarray | dict[int, np.ndarray], utt
                                              emotions, seed + int(fold), recipe) for fold, rows in folds.groupby("fold"))
     outcomes = list(tqdm(joblib.Parallel(n_jobs=n_jobs, return_as="generator")(jobs), total=folds["fold"].nunique(),
                          desc=f"{model.name}, {variant}", unit="fold"))
-    tables, record = [], {"model": model.name, "variant": variant, "seed": seed, "pretrained": pretrained, "folds": {}}
+    example = next(iter(inputs.values())) if isinstance(inputs, dict) else inputs
+    tables, record = [], {"model": model.name, "variant": variant, "seed": seed, "pretrained": pretrained, "folds": {},
+                          "inputs": {"shape": list(example.shape[1:]), "dtype": str(example.dtype)},
+                          "settings": {name: value for name, value in model.recipe().items() if name != "code"}}
     for (fold, rows), outcome in zip(folds.groupby("fold"), outcomes, strict=True):
         ids = {role: part["utterance_id"].tolist() for role, part in rows.groupby("role")}
         record["folds"][str(fold)] = {"notes": outcome["notes"], **{

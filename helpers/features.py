@@ -208,8 +208,7 @@ def fill_unvoiced(frames: pd.DataFrame) -> pd.DataFrame:
     for name in frames.columns[frames.isna().any()]:
         column = frames[name].to_numpy(copy=True)
         for clip in np.split(column, begins[1:]):  # views: what is filled in stays
-            known = np.isfinite(clip)
-            clip[~known] = np.interp(np.flatnonzero(~known), np.flatnonzero(known), clip[known]) if known.any() else 0
+            _fill(clip)
         result[name] = column
     return result
 
@@ -231,13 +230,27 @@ def sequences(frames: pd.DataFrame, n_steps: int, stride: int = 1) -> np.ndarray
     np.ndarray [shape=(n_clips, n_steps, n_descriptors), float32]
         Clips in the order of the table.
     """
-    clips = _clips(frames)
-    result = np.zeros((len(clips), n_steps, frames.shape[1] - 1), np.float32)
-    for row, clip in zip(result, clips, strict=True):
-        begins = np.arange(0, len(clip), stride)
-        steps = np.add.reduceat(clip, begins, axis=0) / np.diff([*begins, len(clip)])[:, None]
-        row[: len(steps)] = steps[:n_steps]
-    return result
+    return np.stack([_steps(clip, n_steps, stride) for clip in _clips(frames)])
+
+
+def sequence(signal: np.ndarray, n_steps: int, stride: int = 1, front_end: FrontEnd = SEQUENCE) -> np.ndarray:
+    """Turn one signal into what :func:`sequences` makes of its rows in the descriptors table.
+
+    Parameters
+    ----------
+    signal : np.ndarray [shape=(n_samples,)]
+        Mono, at ``front_end.sampling_rate``; leading and trailing silence is cut off first.
+    n_steps, stride, front_end
+        As for :func:`sequences` and :func:`descriptors_table`.
+
+    Returns
+    -------
+    np.ndarray [shape=(n_steps, n_descriptors), float32]
+    """
+    curves = _curves(signal, front_end)[0]
+    for i in np.flatnonzero(~np.isfinite(curves).all(axis=0)):
+        _fill(curves[:, i])  # a view: what is filled in stays
+    return _steps(curves, n_steps, stride)
 
 
 def segments(frames: pd.DataFrame, n_segments: int = 5) -> np.ndarray:
@@ -299,10 +312,29 @@ def _clips(frames: pd.DataFrame) -> list[np.ndarray]:
     return np.split(frames.drop(columns="utterance_id").to_numpy(np.float32), _clip_begins(frames)[1:])
 
 
-def _sequence(path, start_s, end_s, front_end):
-    signal = audio.trim(audio.load(path, start_s, end_s, front_end.sampling_rate), front_end.trim_db)
-    curves, names = describe(signal, front_end)
+def _fill(curve: np.ndarray) -> None:
+    """Draw the line between the neighbours of NaN, in place."""
+    known = np.isfinite(curve)
+    curve[~known] = np.interp(np.flatnonzero(~known), np.flatnonzero(known), curve[known]) if known.any() else 0
+
+
+def _steps(clip: np.ndarray, n_steps: int, stride: int) -> np.ndarray:
+    """Average each `stride` frames of a clip to a step; pad with 0 or cut at the end."""
+    result = np.zeros((n_steps, clip.shape[1]), np.float32)
+    begins = np.arange(0, len(clip), stride)
+    steps = np.add.reduceat(clip, begins, axis=0) / np.diff([*begins, len(clip)])[:, None]
+    result[: len(steps)] = steps[:n_steps]
+    return result
+
+
+def _curves(signal: np.ndarray, front_end: FrontEnd) -> tuple[np.ndarray, list[str]]:
+    """A trimmed signal's descriptors without the fine mel bands, and their names."""
+    curves, names = describe(audio.trim(signal, front_end.trim_db), front_end)
     return curves[:, front_end.n_mels:], names[front_end.n_mels:]
+
+
+def _sequence(path, start_s, end_s, front_end):
+    return _curves(audio.load(path, start_s, end_s, front_end.sampling_rate), front_end)
 
 
 def _stored_functionals(path, start_s, end_s, audio_hash, front_end, recipe):

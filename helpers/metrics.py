@@ -176,14 +176,50 @@ def majority(folds: pd.DataFrame) -> pd.DataFrame:
     return rows.join(shares, on="fold").assign(variant="inductive", pretrained=False)
 
 
+def read_predictions(folder: Path) -> dict[str, pd.DataFrame]:
+    """Read the predictions tables of a folder, or of ``predictions`` in it: name → table, in alphabetical order."""
+    files = sorted(folder.glob("*.parquet")) or sorted((folder / "predictions").glob("*.parquet"))
+    return {file.stem: read_table(file, "predictions") for file in files}
+
+
+def comparisons_table(models: dict[str, pd.DataFrame], compared: dict[str, pd.DataFrame],
+                      folds: pd.DataFrame) -> pd.DataFrame:
+    """Evaluate runs that were made to be compared; one called ``<model>__<change>`` is compared with that model, in pairs.
+
+    Parameters
+    ----------
+    models, compared
+        Name → predictions table.
+    folds
+        The folds table that they were made on.
+
+    Returns
+    -------
+    pd.DataFrame
+        ``model``, ``variant``, ``uar``, ``uar_low``, ``uar_high``, ``difference``, ``low``, ``high``: UAR of the model less
+        that of the changed one, with 95 % interval over speakers; NaN where there is nothing to compare with.
+    """
+    rows = []
+    for name, table in compared.items():
+        speakers = folds.drop_duplicates("utterance_id").set_index("utterance_id")["speaker"]
+        whole = models.get(name.split("__")[0]) if "__" in name else None
+        for variant, part in table[table["role"] == "test"].groupby("variant"):
+            row = {"model": name, "variant": variant} | evaluate(part, speakers)
+            if whole is not None and variant in set(whole["variant"]):
+                row |= paired_difference(whole[(whole["role"] == "test") & (whole["variant"] == variant)], part, speakers)
+            rows.append(row)
+    columns = ["model", "variant", "uar", "uar_low", "uar_high", "difference", "low", "high"]
+    table = pd.DataFrame(rows).reindex(columns=columns)
+    return table.sort_values(["variant", "uar"], ascending=[True, False], ignore_index=True)
+
+
 def main() -> None:
     """Print the results of a folder of predictions (with the ``folds.csv`` beside them)."""
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "data/results/ravdess/ravdess-8")
-    files = sorted(folder.glob("*.parquet")) or sorted(folder.glob("predictions/*.parquet"))
-    if not files:
+    models = read_predictions(folder)
+    if not models:
         sys.exit(f"{folder}: found no predictions (*.parquet). Published ones lie in data/results/<corpus>/<policy>.")
     folds = read_table(folder / "folds.csv", "folds")
-    models = {file.stem: read_table(file, "predictions") for file in files}
     table = results_table(models, folds, f"{folder.parent.name} {folder.name}")
     print(f"{folder}: {folds['utterance_id'].nunique()} utterances, {folds['speaker'].nunique()} speakers, "
           f"{folds['fold'].nunique()} folds. UAR with 95 % interval over speakers; see README for the two variants.\n")
@@ -192,6 +228,12 @@ def main() -> None:
         for row in part.itertuples():
             print(f"  {row.model:<24} UAR {row.uar:.3f} [{row.uar_low:.3f}, {row.uar_high:.3f}]   mean of folds "
                   f"{row.uar_fold_mean:.3f}   WA {row.wa:.3f}   macro-F1 {row.macro_f1:.3f}   ECE {row.ece:.3f}")
+    for variant, part in comparisons_table(models, read_predictions(folder / "comparisons"), folds).groupby("variant"):
+        print(f"\ncompared, {variant}")
+        for row in part.itertuples():
+            paired = f"   what was changed is worth {row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}]"
+            print(f"  {row.model:<38} UAR {row.uar:.3f} [{row.uar_low:.3f}, {row.uar_high:.3f}]",
+                  paired if np.isfinite(row.difference) else "")
 
 
 def _check_rows(predictions: pd.DataFrame) -> None:

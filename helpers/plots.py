@@ -10,12 +10,12 @@ from IPython.display import Markdown, display
 
 from helpers import paths
 from helpers.cache import write_atomically
-from helpers.corpora import EMOTIONS, emotion_order
+from helpers.corpora import EMOTIONS, emotion_order, without_sex
 
 # Warm for high arousal, cool for low; distinguishable in print and with colour-blind eyes by lightness too
 _COLOURS = {"neutral": "#8c8c8c", "calm": "#7fb8ad", "happy": "#f2b134", "excited": "#f78d3f", "sad": "#3b6ea5",
             "angry": "#c8373f", "frustrated": "#8a4b38", "fearful": "#7b52ab", "disgust": "#5c8a3a", "surprised": "#e377c2",
-            "bored": "#4fa3c7"}
+            "bored": "#4fa3c7", "dislike": "#94603a"}
 VARIANTS = {"inductive": "#33658a", "speaker-normalised": "#86bbd8"}
 _OTHERS = ["#17becf", "#bcbd22", "#a05195", "#665191", "#2f4b7c", "#ff7c43"]
 
@@ -30,9 +30,14 @@ def set_style() -> None:
 
 
 def colours(emotions) -> dict[str, str]:
-    """Return emotion → colour, in the project's order; names it does not know get colours of their own."""
-    others = [e for e in emotion_order(emotions) if e not in EMOTIONS]
-    return {e: _COLOURS.get(e) or _OTHERS[others.index(e) % len(_OTHERS)] for e in emotion_order(emotions)}
+    """Return emotion → colour, in the project's order; names it does not know get colours of their own.
+
+    Classes of one sex have their emotion's colour, women's a little lighter.
+    """
+    order = emotion_order(emotions)
+    others = sorted({without_sex(e) for e in order} - set(EMOTIONS))
+    plain = {e: _COLOURS.get(without_sex(e)) or _OTHERS[others.index(without_sex(e)) % len(_OTHERS)] for e in order}
+    return {e: sns.light_palette(c, 4).as_hex()[2] if e.startswith("female_") else c for e, c in plain.items()}
 
 
 def say(text: str) -> None:

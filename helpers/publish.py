@@ -9,6 +9,7 @@ from pathlib import Path
 from helpers import paths
 from helpers.notebooks import Notebook, Refused, Settings, is_added, mirror, read_json, write
 from helpers.report import COLUMNS, device_name, result_groups
+from helpers.tables import read_table
 
 
 def publish(books: list[Notebook], outcomes: dict[str, dict], settings: Settings) -> None:
@@ -46,6 +47,46 @@ def publish(books: list[Notebook], outcomes: dict[str, dict], settings: Settings
                    settings.policy_work / "folds.csv", settings.reports / "run.json"]:
         if source.is_file():
             write(results / source.name, source.read_bytes())
+    for source in (settings.policy_work / "comparisons").glob("*.parquet"):
+        write(results / "comparisons" / source.name, source.read_bytes())
+    write(results / "networks.json", json.dumps(networks(settings.policy_work / "records"), indent=1, sort_keys=True) + "\n")
+
+
+def networks(records: Path) -> dict[str, dict]:
+    """Return what each trained network was, from its run records: what ``benchmarks/networks.py`` needs to build it again.
+
+    Returns
+    -------
+    dict
+        Name of the predictions → ``inputs`` (shape of one, type), ``settings``, ``parameters``, ``epochs`` (per fold, as run)
+        and ``clips`` (per fold, trained on).
+    """
+    found = {}
+    for path in sorted(records.glob("*.json")):
+        for record in json.loads(path.read_text(encoding="utf-8")):
+            if "build" in record.get("settings", {}) and record["variant"] == "inductive":
+                steps = record["folds"].values()
+                settings = {k: v for k, v in record["settings"].items() if k != "search"}
+                found[path.stem] = {"inputs": record["inputs"], "settings": settings,
+                                    "parameters": next(iter(steps))["notes"]["parameters"],
+                                    "epochs": [len(step["notes"]["curves"]) for step in steps],
+                                    "clips": [len(step["fit"]) for step in steps]}
+    return found
+
+
+def comparison_lines(folder: Path) -> list[str]:
+    """Return the runs that were made to be compared as a table for README."""
+    from helpers.metrics import comparisons_table, read_predictions  # late: it takes seconds
+
+    lines = ["| run | variant | UAR (95 % interval) | what was changed is worth |", "|---|---|--:|--:|"]
+    compared = read_predictions(folder / "comparisons")
+    if not compared:
+        return lines
+    table = comparisons_table(read_predictions(folder), compared, read_table(folder / "folds.csv", "folds"))
+    for row in (100 * table.set_index(["model", "variant"])).round(1).itertuples():
+        worth = f"{row.difference:+.1f} [{row.low:+.1f}, {row.high:+.1f}]" if row.difference == row.difference else ""
+        lines.append(f"| {row.Index[0]} | {row.Index[1]} | {row.uar:.1f} [{row.uar_low:.1f}–{row.uar_high:.1f}] | {worth} |")
+    return lines
 
 
 def take_outputs(notebook, executed, settings: Settings) -> bool:
@@ -107,7 +148,7 @@ def rewrite_readme(readme: Path, books: list[Notebook], outcomes: dict[str, dict
         cost.append(f"| [{book.title}](notebooks/{book.path.name}) | {figures} |")
     cost += ["", f"The longest run of each, on: {device_name(settings.device)}. With its folds stored, a run takes seconds."]
     text = readme.read_text(encoding="utf-8")
-    for block, lines in {"results": results, "cost": cost}.items():
+    for block, lines in {"results": results, "comparisons": comparison_lines(settings.policy_work), "cost": cost}.items():
         before, begin, rest = text.partition(f"<!-- {block}:begin -->\n")
         _, end, after = rest.partition(f"<!-- {block}:end -->")
         if not end:

@@ -46,6 +46,11 @@ def mel_image(signal: np.ndarray, front_end: FrontEnd = IMAGE) -> np.ndarray:
     return np.clip(np.round(1 + (level.T[::-1] - DB_MIN) / DB_STEP), 1, 255).astype(np.uint8)
 
 
+def padded_image(signal: np.ndarray, n_frames: int, front_end: FrontEnd = IMAGE) -> np.ndarray:
+    """Turn a signal into what :func:`read_images` makes of its image: :func:`mel_image`, padded or cut to one width."""
+    return _padded(mel_image(signal, front_end), n_frames)
+
+
 def write_images(utterances: pd.DataFrame, folder: Path, front_end: FrontEnd = IMAGE, n_jobs: int = -1) -> pd.DataFrame:
     """Write every utterance's image, in parallel; an image made with the same recipe is left as it is.
 
@@ -102,8 +107,12 @@ def read_images(images: pd.DataFrame, folder: Path, n_frames: int) -> np.ndarray
         if len(pixels) != stack.shape[1]:
             raise ValueError(f"{Path(folder) / name} has {len(pixels)} bands, the others {stack.shape[1]}: "
                              "run notebook 04 again, it writes them all alike")
-        stack[i, :, : pixels.shape[1]] = pixels[:, :n_frames]
+        stack[i] = _padded(pixels, n_frames)
     return stack
+
+
+def _padded(image: np.ndarray, n_frames: int) -> np.ndarray:
+    return np.pad(image[:, :n_frames], ((0, 0), (0, max(n_frames - image.shape[1], 0))))
 
 
 def _write_image(path, start_s, end_s, target: Path, recipe: str, front_end: FrontEnd) -> int:

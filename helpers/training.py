@@ -25,8 +25,11 @@ from torch import nn
 from tqdm import tqdm
 
 from helpers import paths
+from helpers.augment import Augmentation
 from helpers.cache import code, code_with_parts, recipe_hash, write_atomically
-from helpers.experiment import Part, fold_outcome, stored_fit
+from helpers.estimators import linear_head
+from helpers.experiment import Part, cross_validate, fold_outcome, stored_fit
+from helpers.features import normalise_by_speaker
 
 OPTIMISERS = {"SGD": torch.optim.SGD, "RMSprop": torch.optim.RMSprop, "Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
 SCHEDULES = ("one-cycle", "cosine", "step", "constant")
@@ -75,9 +78,8 @@ class Network:
         Of the cross-entropy; rare emotions count more if weights are on.
     clip
         Largest norm of the gradient.
-    shift
-        Training images are moved in time by up to so many pixels and in frequency by up to two, drawn anew each epoch: a
-        voice is a little higher, a word a little later. 0 for inputs that are no images.
+    augment
+        What is done to training inputs, drawn anew each epoch.
     search, trials
         Settings to choose per fold, on its valid speakers, in so many trials: name of an attribute or option → list of
         choices, or (lowest, highest) on a logarithmic scale. The first trial is the network as it is, as far as that lies
@@ -100,7 +102,7 @@ class Network:
     label_smoothing: float = 0.1
     class_weights: bool = True
     clip: float = 5.0
-    shift: int = 0
+    augment: Augmentation = Augmentation()  # noqa: RUF009 (frozen)
     search: dict = field(default_factory=dict)
     trials: int = 0
     device: str = "auto"
@@ -114,10 +116,11 @@ class Network:
 
     def recipe(self) -> dict:
         """Return everything a result depends on, for the cache; the name, the device and what is left to it are no part."""
-        settings = {f.name: getattr(self, f.name) for f in fields(self)}
-        for name in ("name", "build", "device", *(["precision"] if self.precision == "auto" else [])):
+        settings = {f.name: getattr(self, f.name) for f in fields(self)} | {"augment": self.augment.recipe(),
+                                                                           "build": self.build.__qualname__}
+        for name in ("name", "device", *(["precision"] if self.precision == "auto" else [])):
             del settings[name]
-        loop = [Trainer.__init__, Trainer.run, Trainer.train_epoch, Trainer.predict, _optimiser, _schedule, _moved,
+        loop = [Trainer.__init__, Trainer.run, Trainer.train_epoch, Trainer.loss, Trainer.predict, _optimiser, _schedule,
                 *([Network._search] if self.trials else [])]
         return settings | {"code": [*code_with_parts(self.build), *map(code, loop)]}
 
@@ -129,7 +132,8 @@ class Network:
             training = Trainer(self, train, valid, n_classes, seed)
             training.run()
             return {"valid": training.predict(valid.inputs), "test": training.predict(test),
-                    "steps": {"fit": ["train"], "stop": ["valid"]}, "notes": training.notes(), "scratch": training.folder,
+                    "steps": {"fit": ["train"], "stop": ["valid"]} | ({"augment": ["train"]} if self.augment.copies else {}),
+                    "notes": training.notes(), "scratch": training.folder,
                     "weights": {name: value.cpu().numpy() for name, value in training.bare_net().state_dict().items()}}
 
     def restore(self, weights: dict[str, np.ndarray], n_classes: int, shape: tuple[int, ...]) -> nn.Module:
@@ -192,6 +196,32 @@ def embeddings(model: Network, inputs: np.ndarray, utterance_ids: pd.Series, fol
                      for batch in np.array_split(inputs, -(-len(inputs) // 256))]
         result[int(fold)] = np.concatenate(parts)
     return result
+
+
+def speaker_normalised(model: Network, inputs: np.ndarray, utterance_ids: pd.Series, folds: pd.DataFrame, record: dict,
+                       seed: int = 0) -> tuple[pd.DataFrame, dict]:
+    """Return the speaker-normalised variant of a network that was trained inductively, without training it again.
+
+    Its :func:`embeddings` are standardised over all clips of a speaker, which takes away what is the speaker's own, and a new
+    head, a logistic regression, is fitted on that.
+
+    Parameters
+    ----------
+    model, inputs, utterance_ids, folds, seed
+        As given to ``experiment.cross_validate``. The network must have a method ``embed``.
+    record
+        The run record that came back; what the network saw is audited with what the head saw.
+
+    Returns
+    -------
+    predictions, record
+        As ``experiment.cross_validate`` returns them.
+    """
+    speakers = folds.drop_duplicates("utterance_id").set_index("utterance_id")["speaker"].reindex(utterance_ids)
+    parts = {fold: normalise_by_speaker(values, speakers.to_numpy(str))
+             for fold, values in embeddings(model, inputs, utterance_ids, folds, seed).items()}
+    return cross_validate(linear_head(model.name), parts, utterance_ids, folds, "speaker-normalised", seed,
+                          record["pretrained"], made_by=record)
 
 
 def curves_table(records: list[dict]) -> pd.DataFrame:
@@ -291,6 +321,9 @@ class Trainer:
         """Run one epoch; return the mean training loss."""
         settings = self.settings
         self.net.train()
+        inputs = self.inputs
+        if settings.augment.copies:
+            inputs = torch.tensor(settings.augment.copies.epoch(self.epoch, self.train.ids), device=self.device)
         batches = [rows for rows in torch.randperm(len(self.inputs), generator=self.generator).split(settings.batch_size)
                    if len(rows) > self.n_processes]  # batch normalisation needs two
         losses = torch.zeros(len(batches), device=self.device)
@@ -298,12 +331,12 @@ class Trainer:
             # every process draws for the whole batch and keeps its share, so that all see the same random numbers
             rows = rows.to(self.device)
             share = slice(self.rank, None, self.n_processes)
-            images = _moved(self.inputs[rows], settings.shift, self.generator)[share]
-            targets = self.targets[rows]
+            batch, partners, own = settings.augment(inputs[rows], self.generator)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-                logits = self.net(images)
-            value = nn.functional.cross_entropy(logits.float(), targets[share], self.weights, reduction="sum",
-                                                label_smoothing=settings.label_smoothing) / self.weights[targets].sum()
+                logits = self.net(batch[share])
+            value = self.loss(logits, self.targets[rows], share)
+            if partners is not None:
+                value = own * value + (1 - own) * self.loss(logits, self.targets[rows][partners], share)
             self.optimiser.zero_grad()
             self.accelerator.backward(value * self.n_processes)  # gradients are averaged over processes
             self.accelerator.clip_grad_norm_(self.net.parameters(), settings.clip)
@@ -314,6 +347,12 @@ class Trainer:
         self.require_finite(losses.cpu(), batches)
         sizes = torch.tensor([len(rows) for rows in batches], dtype=torch.float)
         return float((losses.cpu() * sizes).sum() / sizes.sum())
+
+    def loss(self, logits: torch.Tensor, targets: torch.Tensor, share: slice) -> torch.Tensor:
+        """Return this process's part of the whole batch's mean cross-entropy."""
+        total = nn.functional.cross_entropy(logits.float(), targets[share], self.weights, reduction="sum",
+                                            label_smoothing=self.settings.label_smoothing)
+        return total / self.weights[targets].sum()
 
     def require_finite(self, losses: torch.Tensor, batches: list[torch.Tensor]) -> None:
         """Stop on a loss that is no number, and say where it came from."""
@@ -426,20 +465,6 @@ def _schedule(settings: Network, optimiser: torch.optim.Optimizer, n_steps: int)
     if settings.schedule == "step":
         return schedulers.StepLR(optimiser, -(-n_steps // 5), 0.5)
     return schedulers.ConstantLR(optimiser, 1.0)
-
-
-def _moved(batch: torch.Tensor, shift: int, generator: torch.Generator) -> torch.Tensor:
-    """Move each image of a batch in time and frequency; what comes in at the edge is silence."""
-    if not shift:
-        return batch
-    n, bands, frames = batch.shape
-    dy = torch.randint(-2, 3, (n, 1, 1), generator=generator).to(batch.device)
-    dx = torch.randint(-shift, shift + 1, (n, 1, 1), generator=generator).to(batch.device)
-    y = torch.arange(bands, device=batch.device).view(1, -1, 1) + dy
-    x = torch.arange(frames, device=batch.device).view(1, 1, -1) + dx
-    inside = (y >= 0) & (y < bands) & (x >= 0) & (x < frames)
-    index = y.clamp(0, bands - 1) * frames + x.clamp(0, frames - 1)
-    return torch.where(inside, batch.flatten(1).gather(1, index.flatten(1)).view_as(batch), 0)
 
 
 @contextmanager

@@ -95,7 +95,7 @@ def test_records_agree_with_themselves(corpus):
     natives = set(corpus.counts) or set(corpora.EMOTIONS)
     for policy, mapping in corpus.policies.items():
         assert set(mapping) <= natives, policy
-        assert set(mapping.values()) <= set(corpora.EMOTIONS), policy
+        assert {emotion.removeprefix("{sex}_") for emotion in mapping.values()} <= set(corpora.EMOTIONS), policy
         if corpus.policy_counts:
             assert sum(corpus.counts[native] for native in mapping) == corpus.policy_counts[policy], policy
     if corpus.labels:
@@ -119,6 +119,64 @@ def test_policies_map_and_leave_out():
     assert corpora.apply_policy(table, "mine")["emotion"].tolist() == table["emotion_native"].tolist()
     with pytest.raises(ValueError, match=r"label policies \['iemocap-4', .*not 'ravdess-8'"):
         corpora.apply_policy(table, "demo", "ravdess-8")
+
+
+def test_policy_of_emotion_and_sex():
+    table = pd.DataFrame({"emotion_native": ["neutral", "calm", "angry", "disgust", "happy"],
+                          "sex": ["female", "male", "male", "female", "female"]})
+    assert corpora.apply_policy(table, "ravdess", "ravdess-12")["emotion"].tolist() == [
+        "female_calm", "male_calm", "male_dislike", "female_dislike", "female_happy"]
+    assert corpora.emotion_order(["male_sad", "female_sad", "male_calm", "zen", "sad"]) == [
+        "male_calm", "female_sad", "male_sad", "sad", "zen"]
+
+
+@pytest.fixture
+def basic6(folder_of):
+    """The four members of the union, each with three speakers of its own (TESS has two), and every emotion once."""
+    codes = {name: {emotion: code for code, emotion in corpora.get(name).labels.items()}
+             for name in corpora.get("basic6").members}
+    six = ("neutral", "happy", "sad", "angry", "fearful", "disgust")
+    names = {"ravdess": ("Actor_{s}/03-01-{c}-01-01-01-{s}.wav", ("01", "02", "03"), (*six, "calm", "surprised")),
+             "cremad": ("AudioWAV/{s}_IEO_{c}_XX.wav", ("1001", "1020", "1091"), six),
+             "savee": ("AudioData/{s}/{c}01.wav", ("DC", "JE", "JK", "KL"), (*six, "surprised")),
+             "tess": ("{s}F_{e}/{s}F_back_{c}.wav", ("OA", "YA"), (*six, "surprised"))}
+    for name, (pattern, speakers, emotions) in names.items():
+        folder_of(name, [pattern.format(s=s, e=e, c=codes[name][e]) for s in speakers for e in emotions])
+
+
+def test_union_keeps_ids_speakers_and_folds_of_its_members(basic6):
+    from helpers.splits import make_folds
+
+    table = corpora.index("basic6")
+    assert table["utterance_id"].is_unique and len(table) == 3 * 8 + 3 * 6 + 4 * 7 + 2 * 7
+    row = table.set_index("utterance_id").loc["basic6/cremad_1020_IEO_ANG_XX"]
+    assert (row["speaker"], row["group"], row["sentence"], row["sex"]) == ("cremad_1020", "cremad_1020", "cremad_IEO", "female")
+    kept = corpora.apply_policy(table, "basic6")
+    assert set(kept["emotion"]) == set(corpora.get("basic6").policies["basic-6"]) and kept["speaker"].nunique() == 12
+    folds = make_folds(kept, corpora.get("basic6").folds)
+    tested = {fold: set(rows["speaker"]) for fold, rows in folds[folds["role"] == "test"].groupby("fold")}
+    for name in corpora.get("basic6").members:  # each speaker is tested where the corpus alone would test it
+        alone = corpora.apply_policy(corpora.index(name), name, "basic-6")
+        own = make_folds(alone, corpora.get(name).folds)
+        for fold, rows in own[own["role"] == "test"].groupby("fold"):
+            assert {f"{name}_{s}" for s in rows["speaker"]} == {s for s in tested[fold] if s.startswith(name)}
+    assert not set(folds.query("fold == 1 and role == 'train'")["speaker"]) & tested[1]
+
+
+def test_union_goes_on_with_what_is_there_and_says_so(folder_of):
+    folder_of("tess", [f"OAF_angry/OAF_{word}_angry.wav" for word in ("back", "dog")])
+    assert set(corpora.index("basic6")["speaker"]) == {"tess_OA"}
+    with pytest.raises(ValueError, match=r"(?s)of TESS \(CREMA-D, RAVDESS, SAVEE not there\).*tess: 398 of 400 angry"):
+        corpora.require_complete("basic6")
+    assert "going on" in corpora.require_complete("basic6", allow_incomplete=True)
+    before = corpora.fingerprint("basic6")
+    folder_of("tess", ["YAF_fear/YAF_yes_fear.wav"])
+    assert corpora.fingerprint("basic6") != before
+
+
+def test_union_without_any_member_names_them(data_folder):
+    with pytest.raises(FileNotFoundError, match=r"(?s)CREMA-D, RAVDESS, SAVEE and TESS together.*Actor_NN.*AudioData"):
+        corpora.locate("basic6")
 
 
 def test_emotions_have_one_order():

@@ -329,3 +329,42 @@ def test_command_says_what_is_wrong_with_a_folder(tmp_path):
 def test_published_results_are_printed_again():
     for folder in sorted((paths.PROJECT / "data/results").glob("*/*/folds.csv")):
         assert printed(folder.parent).returncode == 0, folder.parent
+
+
+# --- one of several, and runs that are compared -------------------------------------------------------------------
+
+
+def test_better_model_is_kept_per_fold_by_its_valid_rows_alone(models, folds):
+    good, noise = models["good"], models["noise"]
+    emotions = [c for c in good if c.startswith("p_")]
+    bad_in_2 = good.copy()
+    bad_in_2.loc[(bad_in_2["fold"] == 2) & (bad_in_2["role"] == "valid"), emotions] = 0.25  # its test rows stay better
+    kept, choice = ensemble.better_on_valid({"a": bad_in_2, "b": models["fair"]})
+    assert choice.loc["inductive", "kept"].to_dict() == {1: "a", 2: "b", 3: "a", 4: "a", 5: "a"}
+    keys = ["utterance_id", "fold", "role"]
+    for fold, source in [(1, bad_in_2), (2, models["fair"])]:
+        wanted = source[source["fold"] == fold].set_index(keys)[emotions]
+        np.testing.assert_allclose(kept[kept["fold"] == fold].set_index(keys).loc[wanted.index, emotions], wanted, atol=1e-6)
+    # whatever the test rows say
+    hidden = noise.copy()
+    hidden.loc[hidden["role"] == "test", emotions] = good.loc[good["role"] == "test", emotions].to_numpy()
+    assert set(ensemble.better_on_valid({"hidden": hidden, "fair": models["fair"]})[1]["kept"]) == {"fair"}
+
+
+def test_compared_runs_are_paired_with_their_model(models, folds, speakers):
+    compared = {"net__without_it": models["fair"], "alone": models["noise"]}
+    table = metrics.comparisons_table({"net": models["good"]}, compared, folds).set_index("model")
+    wanted = metrics.paired_difference(test_of(models["good"]), test_of(models["fair"]), speakers)
+    assert all(table.loc["net__without_it", key] == wanted[key] for key in ("difference", "low", "high"))
+    assert np.isnan(table.loc["alone", "difference"]) and table.loc["alone", "uar"] == metrics.uar(test_of(models["noise"]))
+    assert metrics.comparisons_table({}, {}, folds).empty
+
+
+def test_command_prints_compared_runs_too(models, folds, tmp_path):
+    tables.write_table(folds, tmp_path / "folds.csv", "folds", notebook="test")
+    tables.write_table(models["good"], tmp_path / "net.parquet", "predictions", notebook="test")
+    tables.write_table(models["fair"], tmp_path / "comparisons/net__without_it.parquet", "predictions", notebook="test")
+    command = [sys.executable, "-m", "helpers.metrics", str(tmp_path)]
+    printed = subprocess.run(command, cwd=paths.PROJECT, capture_output=True, text=True, check=True)
+    assert "net " in printed.stdout and "compared, inductive" in printed.stdout
+    assert "net__without_it" in printed.stdout and "what was changed is worth +0." in printed.stdout

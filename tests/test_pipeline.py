@@ -12,8 +12,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from conftest import make_predictions, make_utterances
 
-from helpers import notebooks, pipeline, publish, report
+from helpers import experiment, notebooks, pipeline, publish, report, tables
+from helpers.splits import make_folds
 
 HELPERS = Path(pipeline.__file__).parent
 ROOT = HELPERS.parent
@@ -247,10 +249,19 @@ def publishable(project) -> notebooks.Settings:
     (project / "notebooks/02_second.ipynb").unlink()
     write_notebook(project, "01_first", "x = 1", OUTPUTS, HERE=str(project), DEVICE="auto")
     (project / "README.md").write_text("a\n<!-- results:begin -->\nOLD\n<!-- results:end -->\nb\n"
+                                       "<!-- comparisons:begin -->\n<!-- comparisons:end -->\n"
                                        "<!-- cost:begin -->\n<!-- cost:end -->\nc")
     settings = settings_of(project, device="cpu")
-    (settings.policy_work / "predictions").mkdir(parents=True)
-    (settings.policy_work / "predictions/svm.parquet").write_bytes(b"table")
+    folds = make_folds(make_utterances(10, 4), n_folds=5)
+    tables.write_table(folds, settings.policy_work / "folds.csv", "folds", notebook="test")
+    for name, skill in {"predictions/net": 2.5, "comparisons/net__without_it": 1.0}.items():
+        table = make_predictions(folds, skill)
+        tables.write_table(table, settings.policy_work / f"{name}.parquet", "predictions", notebook="test")
+    fold = {"fit": ["a", "b"], "notes": {"parameters": 9, "curves": [{}, {}]}}
+    record = {"variant": "inductive", "inputs": {"shape": [4, 5]}, "folds": {"1": fold, "2": fold},
+              "settings": {"build": "MelCNN", "search": {"x": [1]}, "trials": 0}}
+    experiment.write_record([record], settings.policy_work / "records/net.json")
+    experiment.write_record([record | {"settings": {"estimator": "LDA"}}], settings.policy_work / "records/lda.json")
     (settings.policy_work / "results.csv").write_text(RESULTS)
     return settings
 
@@ -280,9 +291,14 @@ def test_published_notebook_is_normalised(publishable):
 def test_published_files_and_readme(publishable):
     run_and_publish(publishable)
     results = publishable.project / "data/results/demo/four"
-    assert {path.name for path in results.iterdir()} == {"svm.parquet", "results.csv", "run.json"}
+    assert {str(path.relative_to(results)) for path in results.rglob("*") if path.is_file()} == {
+        "net.parquet", "comparisons/net__without_it.parquet", "folds.csv", "results.csv", "run.json", "networks.json"}
+    assert json.loads((results / "networks.json").read_text()) == {"net": {
+        "inputs": {"shape": [4, 5]}, "settings": {"build": "MelCNN", "trials": 0}, "parameters": 9, "epochs": [2, 2],
+        "clips": [2, 2]}}
     readme = (publishable.project / "README.md").read_text()
     assert "| average | **66.2 [60.0–72.0]** |" in readme and "OLD" not in readme
+    assert re.search(r"\| net__without_it \| inductive \| [\d.]+ \[[\d.–]+\] \| \+[\d.]+ \[\+[\d.]+, \+[\d.]+\] \|", readme)
     assert "[01 · On first](notebooks/01_first.ipynb)" in readme and readme.endswith("<!-- cost:end -->\nc")
 
 

@@ -15,6 +15,7 @@ import torch
 from conftest import make_utterances
 
 from helpers import experiment, explain, paths, splits, training
+from helpers.augment import Augmentation
 from helpers.estimators import linear_head
 from helpers.experiment import Part, cross_validate
 from helpers.features import normalise_by_speaker
@@ -102,7 +103,7 @@ def test_cross_validation_of_a_network_is_cached(setup):
 def test_recipe_of_a_network_knows_its_settings_but_not_its_name_and_device():
     recipes = [experiment.recipe_hash(Network(**{"name": "CNN", "build": MelCNN} | options).recipe()) for options in
                ({}, {"name": "net", "device": "cpu"}, {"precision": "float32"}, {"trials": 2},
-                {"epochs": 3}, {"shift": 2}, {"learning_rate": 1e-4}, {"label_smoothing": 0.0},
+                {"epochs": 3}, {"augment": Augmentation(shift=2)}, {"learning_rate": 1e-4}, {"label_smoothing": 0.0},
                 {"optimiser": "SGD"}, {"schedule": "step"}, {"options": {"dropout": 0.1}}, {"class_weights": False})]
     assert recipes[0] == recipes[1] and len(set(recipes)) == 11
 
@@ -178,10 +179,11 @@ import sys
 import numpy as np, torch
 sys.path.insert(0, "tests")
 from test_training import pictures
+from helpers.augment import Augmentation
 from helpers.nets import MelCNN
 from helpers.training import Network
 torch.set_num_threads(1)
-net = Network("CNN", MelCNN, epochs=14, patience=14, batch_size=8, device="cpu", shift=3)
+net = Network("CNN", MelCNN, epochs=14, patience=14, batch_size=8, device="cpu", augment=Augmentation(shift=3))
 outcome = net.fit_predict(pictures(96, 64), pictures(24, 64, seed=1), pictures(24, 64, seed=2).inputs, 3, seed=5)
 np.savez(sys.argv[1], test=outcome["test"], curves=[e["train_loss"] for e in outcome["notes"]["curves"]])
 """
@@ -380,6 +382,8 @@ def test_embeddings_are_what_the_head_of_each_fold_gets(setup):
     scaled = {fold: normalise_by_speaker(rows, speakers) for fold, rows in found.items()}
     again, second = cross_validate(linear_head("CNN"), scaled, ids, folds, "speaker-normalised", made_by=record)
     assert len(again) == len(table) and set(again["variant"]) == {"speaker-normalised"}
+    short, its_record = training.speaker_normalised(net, images, ids, folds, record)
+    assert short.equals(again) and its_record == second
     for fold, rows in folds.groupby("fold"):
         assert set(second["folds"][str(fold)]["start"]) == set(rows.loc[rows["role"] != "test", "utterance_id"])
     wrong = {"folds": record["folds"] | {"1": {"fit": folds.query("fold == 1 and role == 'test'")["utterance_id"].tolist()}}}
