@@ -3,8 +3,9 @@
 Each network is built again from its published description, trained for an epoch and asked for predictions, one after the other
 in the same run, on random inputs of the published shape and without padding: real clips are shorter, so recurrent networks
 are a little faster than this. Seconds of training are seconds per epoch times the epochs that the published folds ran, all
-folds together and one after the other; a searched network counts each trial. What is made once for all networks
-(features, images, augmented copies) is not in it. Nothing is read but what is committed.
+folds together and one after the other; a searched network counts each trial with the epochs of the chosen one. Predicting the
+valid clips after each epoch, and what is made once for all networks (features, images, augmented copies), is not in it.
+Nothing is read but what is committed.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import numpy as np
 import timing
 import torch
 
-from helpers import metrics, nets, paths, training
+from helpers import augment, metrics, nets, paths, training
 from helpers.experiment import Part
 from helpers.tables import read_table
 
@@ -42,8 +43,11 @@ def cost(name: str, network: dict, n_classes: int, device: str, repeats: int) ->
     images = network["inputs"]["dtype"] == "uint8"
     inputs = rng.integers(1, 255, shape).astype(np.uint8) if images else rng.normal(1, 1, shape).astype(np.float32)
     part = Part(inputs, np.arange(N_CLIPS) % n_classes, np.repeat("speaker", N_CLIPS))
-    known = network["settings"] | {"build": getattr(nets, network["settings"]["build"]), "trials": 0, "device": device}
-    model = training.Network(name, **{k: v for k, v in known.items() if k != "augment"})
+    settings = network["settings"]
+    drawn = {k: v for k, v in settings["augment"].items() if k not in ("copies", "code")}
+    model = training.Network(name, **settings | {
+        "build": getattr(nets, settings["build"]), "trials": 0, "device": device, "augment": augment.Augmentation(**drawn),
+        "options": settings["options"] | ({"pretrained": False} if settings["options"].get("pretrained") else {})})
     trainer = training.Trainer(model, part, part, n_classes, seed=0)
     trainer.schedule = torch.optim.lr_scheduler.ConstantLR(trainer.optimiser, 1.0)  # the real one ends after its epochs
     parameters = sum(p.numel() for p in trainer.bare_net().parameters())

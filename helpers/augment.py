@@ -10,12 +10,14 @@ Two places to augment, for training rows only:
 """
 
 import io
+import itertools
 import random
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import cache, partial
+from importlib.metadata import version
 
 import numpy as np
 import pandas as pd
@@ -24,13 +26,13 @@ import soxr
 import torch
 
 from helpers import audio, features
-from helpers.cache import fetch, recipe_hash
+from helpers.cache import code, fetch, recipe_hash, stored_at
 from helpers.parallel import over_clips
 
 # Name → class of audiomentations (or of this module) and what it may draw.
 TRANSFORMS = {
     "noise": ("AddGaussianSNR", {"min_snr_db": 5.0, "max_snr_db": 30.0}),
-    # what leaves the clip is lost; front-ends that trim silence see a later begin or an earlier end
+    # what leaves the clip is lost, and what comes in is silence, which is cut off again: a later begin or an earlier end
     "shift": ("Shift", {"min_shift": -0.15, "max_shift": 0.15, "shift_unit": "fraction", "rollover": False}),
     "pitch": ("PitchShift", {"min_semitones": -2.5, "max_semitones": 2.5}),
     "speed": ("TimeStretch", {"min_rate": 0.8, "max_rate": 1.25, "leave_length_unchanged": False}),
@@ -68,11 +70,8 @@ def augment(signal: np.ndarray, names: Iterable[str] = tuple(TRANSFORMS), seed: 
     ValueError
         If a name is unknown.
     """
-    names = list(names)
-    if not names or (unknown := set(names) - {*TRANSFORMS, "none"}):
-        raise ValueError(f"unknown transforms {sorted(unknown) if names else names}: choose of {', '.join(TRANSFORMS)}, none")
     with _seeded(seed):
-        name = random.choice(names)
+        name = random.choice(_known(names))
         if name == "none":
             return signal, name
         changed = _transform(name)(signal, sampling_rate)
@@ -94,30 +93,39 @@ class Copies:
         With ``utterance_id``, ``path``, ``start_s``, ``end_s``, ``audio_hash``.
     represent
         Turns a signal into an input: a function of a helpers module (or a ``functools.partial`` of one) that takes a
-        signal of shape ``(n_samples,)`` at 16 kHz and returns an array whose shape does not depend on the signal.
+        signal of shape ``(n_samples,)`` at 16 kHz, and ``trim=False`` for one without silence at its ends, and returns an
+        array whose shape does not depend on the signal.
     names
         Transforms to draw one from; name one twice to draw it twice as often.
     seed
         Of all draws, with epoch and clip.
     """
 
-    utterances: pd.DataFrame
-    represent: Callable[[np.ndarray], np.ndarray]
+    utterances: pd.DataFrame = field(compare=False)
+    represent: Callable[..., np.ndarray]
     names: tuple[str, ...] = ("none", "noise", "shift", "pitch", "speed")
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        _known(self.names)
 
     def recipe(self) -> str:
         """Return a hash of everything a copy depends on, besides its epoch."""
         what = self.represent if isinstance(self.represent, partial) else partial(self.represent)
         settings = {k: asdict(v) if hasattr(v, "__dataclass_fields__") else v for k, v in what.keywords.items()}
-        return recipe_hash(self.utterances[["utterance_id", "audio_hash"]].to_numpy(str).tolist(), what.func.__name__,
-                           what.args, settings, sys.modules[what.func.__module__], features, audio, self.names,
-                           [TRANSFORMS[name] for name in self.names if name != "none"], augment, Telephone, self.seed)
+        parts = [augment, _copy, _seeded, _transform, Copies._stored, sys.modules[what.func.__module__], features, audio,
+                 *([Telephone] if "telephone" in self.names else [])]
+        libraries = [version("audiomentations"), *([version("pyroomacoustics")] if "room" in self.names else [])]
+        clips = self.utterances[["utterance_id", "audio_hash"]].to_numpy(str).tolist()
+        return recipe_hash(clips, what.func.__name__, what.args, settings, self.names, self.seed, libraries,
+                           [TRANSFORMS.get(name) for name in self.names], [code(part) for part in parts])
 
     def make(self, n_epochs: int, n_jobs: int = -1) -> None:
         """Make the copies of the first epochs, in parallel; what is there already is not made again."""
+        recipe = self.recipe()
         for number in range(n_epochs):
-            self._stored(number, n_jobs, f"copies {number + 1} of {n_epochs}")
+            if not stored_at("copies", recipe_hash(recipe, number)).is_file():
+                self._stored(number, n_jobs, f"copies {number + 1} of {n_epochs}")
 
     def epoch(self, number: int, ids: np.ndarray) -> np.ndarray:
         """Return what one epoch hears of some clips, shape ``(n_clips, ...)`` as `represent` returns it."""
@@ -158,11 +166,11 @@ class Augmentation:
         Images are moved in time by up to so many pixels and in frequency by up to two: a voice is a little higher, a word a
         little later.
     time_mask, band_mask
-        SpecAugment: in each clip, a stretch of up to so many frames (steps), and of up to so many bands of an image, is set to
-        the clip's mean, which says nothing. 0: not done.
+        SpecAugment: in each clip, a stretch of up to so many frames (steps), but at most half of those that are heard, and of
+        up to so many bands of an image, is set to the clip's mean, which says nothing. 0: not done.
     mixup
-        α of the Beta distribution from which the share of another clip is drawn that is mixed in, and that the loss takes of
-        the other's emotion. 0: not done. Where one of two clips is padding, the other stays as it is.
+        α of the Beta distribution from which the share of another clip is drawn that is mixed in. Where one of two clips is
+        padding, the other stays as it is; the loss takes of each emotion what is heard of it. 0: not done.
 
     References
     ----------
@@ -178,12 +186,14 @@ class Augmentation:
 
     def recipe(self) -> dict:
         """Return everything a training result depends on: what is off is no part of it."""
-        parts = {"shift": [_moved], "time_mask": [_masked, _heard], "band_mask": [_masked, _heard], "mixup": [_mixed, _heard]}
+        parts = {"shift": [_moved], "time_mask": [_masked, _hide, _heard], "band_mask": [_masked, _hide, _heard],
+                 "mixup": [_mixed, _heard]}
         on = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "copies" and getattr(self, f.name)}
-        code = recipe_hash(Augmentation.__call__, *(part for name in on for part in parts[name]))
-        return on | ({"copies": self.copies.recipe()} if self.copies else {}) | {"code": code}
+        used = {code(part) for part in itertools.chain([Augmentation.__call__], *(parts[name] for name in on))} if on else {}
+        return on | ({"copies": self.copies.recipe()} if self.copies else {}) | ({"code": sorted(used)} if on else {})
 
-    def __call__(self, batch: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor | None, float]:
+    def __call__(self, batch: torch.Tensor, generator: torch.Generator,
+                 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Augment a batch of inputs.
 
         Returns
@@ -192,12 +202,22 @@ class Augmentation:
             Of the same shape.
         partners : int tensor (n_clips,), or None
             Which clip of the batch was mixed in, if any was.
-        share
-            Of each clip's own in the mixture: 1 if nothing was mixed in.
+        own : float tensor (n_clips,), or None
+            How much of each mixture is the clip's own.
+
+        Raises
+        ------
+        ValueError
+            If a setting is on that these inputs are not made for.
         """
+        if (self.shift or self.band_mask) and batch.dtype != torch.uint8:
+            raise ValueError(f"shift and band_mask are for images (uint8); these inputs are {batch.dtype} of shape "
+                             f"{tuple(batch.shape)}. For sequences there are time_mask, mixup and copies.")
+        if self.time_mask and batch.ndim != 3:
+            raise ValueError(f"time_mask is for images and sequences; these inputs have the shape {tuple(batch.shape)}")
         batch = _moved(batch, self.shift, generator) if self.shift else batch
         batch = _masked(batch, self.time_mask, self.band_mask, generator) if self.time_mask or self.band_mask else batch
-        return _mixed(batch, self.mixup, generator) if self.mixup else (batch, None, 1.0)
+        return _mixed(batch, self.mixup, generator) if self.mixup else (batch, None, None)
 
 
 class Telephone:
@@ -210,6 +230,13 @@ class Telephone:
         coded.seek(0)
         heard = soxr.resample(soundfile.read(coded, dtype="float32")[0], 8000, sampling_rate)
         return np.pad(heard, (0, max(len(signal) - len(heard), 0)))[: len(signal)]  # GSM's blocks are of 20 ms
+
+
+def _known(names: Iterable[str]) -> list[str]:
+    names = list(names)
+    if not names or (unknown := set(names) - {*TRANSFORMS, "none"}):
+        raise ValueError(f"unknown transforms {sorted(unknown) if names else names}: choose of {', '.join(TRANSFORMS)}, none")
+    return names
 
 
 @cache
@@ -234,10 +261,12 @@ def _seeded(seed: int):
 
 
 def _copy(path, start_s, end_s, represent, names, seed) -> tuple[np.ndarray, str]:
-    """One copy of a clip; silence goes first, since noise would hide it from the front-end."""
-    signal = audio.trim(audio.load(path, start_s, end_s))
-    changed, name = augment(signal, names, int(recipe_hash(seed)[:8], 16))
-    return represent(changed), name
+    """One copy of a clip, trimmed once like the clip itself: before the change, since noise would hide the silence."""
+    signal = audio.load(path, start_s, end_s)
+    changed, name = augment(audio.trim(signal), names, int(recipe_hash(seed)[:8], 16))
+    if name == "none":
+        return represent(signal), name
+    return represent(audio.trim(changed, 100.0), trim=False), name  # 100 dB: what a shift or a codec filled up with zeros
 
 
 def _heard(batch: torch.Tensor) -> torch.Tensor:
@@ -258,27 +287,37 @@ def _moved(batch: torch.Tensor, shift: int, generator: torch.Generator) -> torch
 
 
 def _masked(batch: torch.Tensor, time: int, bands: int, generator: torch.Generator) -> torch.Tensor:
-    """SpecAugment: a stretch of steps, and of an image's bands, becomes the clip's mean."""
+    """SpecAugment: a stretch of heard steps, and of an image's bands, becomes the clip's mean."""
     heard, image = _heard(batch), batch.dtype == torch.uint8
     dims = (1, 2) if image else 1  # features of a sequence have units of their own
     n_values = heard.sum(dims, keepdim=True) * (batch.shape[1] if image else 1)
     mean = (batch * heard).sum(dims, keepdim=True) / n_values.clamp(min=1)
-    for longest, dim in [(time, 2 if image else 1), (bands, 1)]:
-        if longest:
-            length = torch.randint(0, longest + 1, (len(batch), 1), generator=generator)
-            begin = (torch.rand(len(batch), 1, generator=generator) * (batch.shape[dim] - length + 1)).long()
-            place = torch.arange(batch.shape[dim])
-            hidden = ((place >= begin) & (place < begin + length)).to(batch.device)
-            hidden = hidden[:, None] if dim == 2 else hidden[:, :, None]
-            batch = torch.where(hidden & heard, mean.round().to(batch.dtype) if image else mean, batch)
+    mean = mean.round().to(batch.dtype) if image else mean
+    steps = heard[:, 0] if image else heard[:, :, 0]
+    if time:
+        hidden = _hide(steps.sum(1).cpu(), steps.shape[1], time, generator).to(batch.device)
+        batch = torch.where((hidden[:, None] if image else hidden[:, :, None]) & heard, mean, batch)
+    if bands:
+        hidden = _hide(torch.full((len(batch),), batch.shape[1]), batch.shape[1], bands, generator).to(batch.device)
+        batch = torch.where(hidden[:, :, None] & heard, mean, batch)
     return batch
 
 
-def _mixed(batch: torch.Tensor, alpha: float, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, float]:
+def _hide(lengths: torch.Tensor, width: int, longest: int, generator: torch.Generator) -> torch.Tensor:
+    """Draw a stretch within each clip's length, of at most its half; returns (n_clips, width)."""
+    most = torch.minimum(torch.tensor(longest), lengths // 2)
+    size = (torch.rand(len(lengths), generator=generator) * (most + 1)).long()
+    begin = (torch.rand(len(lengths), generator=generator) * (lengths - size + 1)).long()
+    place = torch.arange(width)
+    return (place >= begin[:, None]) & (place < (begin + size)[:, None])
+
+
+def _mixed(batch: torch.Tensor, alpha: float, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Mix each clip with another one of the batch where both are heard."""
     partners = torch.randperm(len(batch), generator=generator).to(batch.device)
     share = np.random.default_rng(int(torch.randint(2**31, (), generator=generator))).beta(alpha, alpha)
-    other = batch[partners]
-    both = _heard(batch) & _heard(other)
-    mixture = share * batch.float() + (1 - share) * other.float()
-    return torch.where(both, mixture, batch.float() + other.float()), partners, share
+    other, heard = batch[partners], _heard(batch)
+    both, alone = heard & heard[partners], heard & ~heard[partners]
+    mixture = torch.where(both, share * batch.float() + (1 - share) * other.float(), batch.float() + other.float())
+    steps = (heard | heard[partners]).flatten(1).sum(1).clamp(min=1)
+    return mixture, partners, (share * both.flatten(1).sum(1) + alone.flatten(1).sum(1)) / steps

@@ -63,11 +63,11 @@ def fetch(kind: str, key: str, compute: Callable[[], dict[str, np.ndarray]]) -> 
     return result
 
 
-def code(thing: Callable) -> str:
-    """Return the source of a function or class without comments and docstrings, so that better prose changes no recipe."""
+def code(thing: Callable | ModuleType) -> str:
+    """Return the source of a function, class or module without comments and docstrings: better prose changes no recipe."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(thing)))
     for node in ast.walk(tree):
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node) is not None:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Module)) and ast.get_docstring(node) is not None:
             node.body = node.body[1:] or [ast.Pass()]
     return ast.unparse(tree)
 

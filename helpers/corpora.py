@@ -106,9 +106,14 @@ def locate(name: str, download: bool = False) -> Path:
     corpus = get(name)
     root = paths.PROJECT / "data/demo" if name == "demo" else paths.data() / name
     if corpus.members:
-        if _members_there(corpus):
+        if _members_there(corpus, paths.data()):
             return paths.data()
-    elif any(audio.is_audio(path) for path in root.rglob("*")):  # stops at the first
+        raise FileNotFoundError(
+            f"{corpus.title}: none of them is under {paths.data()}\n  expected: one or more of\n" + "\n".join(
+                f"    {paths.data() / member}/{get(member).tree}" for member in corpus.members)
+            + f"\n  get them: notebook 01 with CORPUS = \"{corpus.members[0]}\", and so on, says how\n  then set SER_DATA to "
+            "the folder that holds them; it goes on with those that are there")
+    if any(audio.is_audio(path) for path in root.rglob("*")):  # stops at the first
         return root
     if download and corpus.url and not (root.exists() and any(root.iterdir())):
         return fetch(corpus, root)
@@ -188,7 +193,8 @@ def _compare(corpus: Corpus, root: Path, table: pd.DataFrame) -> tuple[list[str]
     """Compare an index with what the release holds; see :func:`validate`."""
     name = corpus.name
     if corpus.members:
-        parts = [[[f"{member}: {item}" for item in items] for items in validate(member)] for member in _members_there(corpus)]
+        parts = [[[f"{member}: {item}" for item in items] for items in validate(member, root / member)]
+                 for member in _members_there(corpus, root)]
         return tuple(list(itertools.chain(*items)) for items in zip(*parts, strict=True))
     stems = table["utterance_id"].str.removeprefix(f"{name}/")
     missing = sorted(set(corpus.stems) - set(stems))
@@ -225,7 +231,7 @@ def require_complete(name: str, allow_incomplete: bool = False) -> str:
     size = f"found {found} of {expected} utterances" if expected else f"found {found} utterances"
     lines = [f"{corpus.title}: {size} in {root}"]
     if corpus.members:
-        there = _members_there(corpus)
+        there = _members_there(corpus, root)
         absent = [get(member).title for member in corpus.members if member not in there]
         lines[0] += f", of {', '.join(get(member).title for member in there)}" + (
             f" ({', '.join(absent)} not there)" if absent else "")
@@ -263,6 +269,9 @@ def apply_policy(utterances: pd.DataFrame, name: str, policy: str = "") -> pd.Da
     kept = utterances.assign(emotion=utterances["emotion_native"].map(corpus.policies[policy]))
     kept = kept.dropna(subset="emotion").reset_index(drop=True)
     if any("{sex}" in emotion for emotion in corpus.policies[policy].values()):
+        if strange := sorted(set(kept["sex"]) - {"female", "male"}):
+            raise ValueError(f"{policy} needs each speaker's sex; {kept['sex'].isin(strange).sum()} of {len(kept)} utterances "
+                             f"have {strange}")
         kept["emotion"] = [e.replace("{sex}", sex) for e, sex in zip(kept["emotion"], kept["sex"], strict=True)]
     counts = utterances["emotion_native"].value_counts().to_dict()
     expected = corpus.policy_counts.get(policy)
@@ -285,7 +294,7 @@ def without_sex(emotion: str) -> str:
 def fingerprint(name: str) -> str:
     """Hash the names, sizes and times of a corpus's files, to notice that the raw data changed."""
     root, digest = locate(name), hashlib.sha256()
-    if members := _members_there(get(name)):
+    if members := _members_there(get(name), root):
         return hashlib.sha256("".join(fingerprint(member) for member in members).encode()).hexdigest()
     for path in sorted(p for p in root.rglob("*") if p.is_file() and not p.name.startswith(".")):
         stat = path.stat()
@@ -342,20 +351,20 @@ def _read_named_files(corpus: Corpus, root: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _members_there(corpus: Corpus) -> list[str]:
-    return [m for m in corpus.members if any(audio.is_audio(path) for path in (paths.data() / m).rglob("*"))]
+def _members_there(corpus: Corpus, root: Path) -> list[str]:
+    return [m for m in corpus.members if any(audio.is_audio(path) for path in (root / m).rglob("*"))]
 
 
-def _read_members(name: str) -> pd.DataFrame:
+def _read_members(name: str, root: Path) -> pd.DataFrame:
     """Read the members of a union one below the other; ids, speakers, groups and sentences begin with the member's name."""
     tables = []
-    for member in _members_there(get(name)):
-        table = index(member)
+    for member in _members_there(get(name), root):
+        table = index(member, root / member)
         table["utterance_id"] = table["utterance_id"].str.replace("/", "_", n=1)
         for column in ("speaker", "group", "sentence"):
             table[column] = table[column].map(lambda value, member=member: value and f"{member}_{value}")
         tables.append(table)
-    return pd.concat(tables, ignore_index=True)
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
 def _audio_files(root: Path) -> list[Path]:
@@ -477,8 +486,8 @@ CORPORA["basic6"] = Corpus(
     n_speakers=sum(CORPORA[m].n_speakers for m in _TOGETHER), citation="; ".join(CORPORA[m].citation for m in _TOGETHER),
     licence="; ".join(f"{m}: {CORPORA[m].licence}" for m in _TOGETHER),
     tree="../ with one or more of: " + ", ".join(f"{m}/{CORPORA[m].tree}" for m in _TOGETHER), members=_TOGETHER,
-    policies={"basic-6": _BIG_SIX}, reader=lambda root: _read_members("basic6"),
+    policies={"basic-6": _BIG_SIX}, reader=lambda root: _read_members("basic6", root),
     # fold k tests the speakers of each member's own fold k: a member with fewer folds has its speakers tested once all the same
     folds={k: tuple(f"{m}_{s}" for m in _TOGETHER for s in CORPORA[m].folds.get(k, ()))
            for k in sorted({k for m in _TOGETHER for k in CORPORA[m].folds})},
-    manual="Put the members beside each other; it goes on with those that are there.")
+    manual="Its members are corpora of their own.")

@@ -161,7 +161,7 @@ def leave_one_out(models: dict[str, pd.DataFrame]) -> pd.DataFrame:
 def by_variant(models: dict[str, pd.DataFrame]) -> dict[str, dict[str, pd.DataFrame]]:
     """Return variant → name → this variant's rows, of the models that have it."""
     if not models:
-        raise ValueError("no predictions to average: run at least one of the model notebooks (07 to 12) first")
+        raise ValueError("no predictions to average: run at least one of the model notebooks (07 to 14) first")
     variants = sorted({variant for table in models.values() for variant in table["variant"].unique()})
     split = {variant: {name: table[table["variant"] == variant] for name, table in models.items()} for variant in variants}
     return {variant: {name: rows for name, rows in members.items() if len(rows)} for variant, members in split.items()}

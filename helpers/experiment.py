@@ -168,6 +168,7 @@ def fold_outcome(model: Model, inputs: np.ndarray, utterance_ids: pd.Series, fol
 def stored_fit(model: Model, recipe: str, train: Part, valid: Part, test: np.ndarray, n_classes: int, seed: int) -> dict:
     """Return what ``model.fit_predict`` returns; computed at most once for the same recipe, data and seed."""
     data = [getattr(p, name) for p in (train, valid) for name in ("inputs", "classes", "speakers")]
+    data += [train.ids.tolist()] if getattr(model, "needs_ids", False) else []
     scratch = []
 
     def compute() -> dict:

@@ -42,6 +42,32 @@ def grad_cam(net: nn.Module, layer: nn.Module, images: np.ndarray, classes: np.n
     return (maps / maps.amax(dim=(1, 2), keepdim=True).clamp(min=1e-9)).numpy()
 
 
+def attention_weights(net: nn.Module, inputs: np.ndarray) -> np.ndarray:
+    """Return how much each step of a clip counted in a network that ends in attention over its steps.
+
+    Use it to see where a network listens; a step of a network read both ways knows of the whole clip, so take it as a hint.
+
+    Parameters
+    ----------
+    net
+        Trained, with a part ``attention`` (``nets.Attention``).
+    inputs : np.ndarray [shape=(n_clips, ...)]
+
+    Returns
+    -------
+    np.ndarray [shape=(n_clips, n_steps)]
+        Weights that add up to 1 for each clip; 0 on padding.
+    """
+    seen = []
+    hook = net.attention.register_forward_hook(lambda part, given, _: seen.append(part.weights(*given)[:, 0].numpy()))
+    try:
+        with torch.inference_mode():
+            net.eval()(torch.tensor(inputs))
+    finally:
+        hook.remove()
+    return seen[0]
+
+
 def surest(probability: np.ndarray, rows: pd.DataFrame, emotions: list[str]) -> pd.DataFrame:
     """Return, for each emotion that was recognised at all, the clip that was recognised with the highest probability.
 

@@ -233,21 +233,24 @@ def sequences(frames: pd.DataFrame, n_steps: int, stride: int = 1) -> np.ndarray
     return np.stack([_steps(clip, n_steps, stride) for clip in _clips(frames)])
 
 
-def sequence(signal: np.ndarray, n_steps: int, stride: int = 1, front_end: FrontEnd = SEQUENCE) -> np.ndarray:
+def sequence(signal: np.ndarray, n_steps: int, stride: int = 1, front_end: FrontEnd = SEQUENCE,
+             trim: bool = True) -> np.ndarray:
     """Turn one signal into what :func:`sequences` makes of its rows in the descriptors table.
 
     Parameters
     ----------
     signal : np.ndarray [shape=(n_samples,)]
-        Mono, at ``front_end.sampling_rate``; leading and trailing silence is cut off first.
+        Mono, at ``front_end.sampling_rate``.
     n_steps, stride, front_end
         As for :func:`sequences` and :func:`descriptors_table`.
+    trim
+        Cut off leading and trailing silence first.
 
     Returns
     -------
     np.ndarray [shape=(n_steps, n_descriptors), float32]
     """
-    curves = _curves(signal, front_end)[0]
+    curves = _curves(audio.trim(signal, front_end.trim_db) if trim else signal, front_end)[0]
     for i in np.flatnonzero(~np.isfinite(curves).all(axis=0)):
         _fill(curves[:, i])  # a view: what is filled in stays
     return _steps(curves, n_steps, stride)
@@ -328,13 +331,13 @@ def _steps(clip: np.ndarray, n_steps: int, stride: int) -> np.ndarray:
 
 
 def _curves(signal: np.ndarray, front_end: FrontEnd) -> tuple[np.ndarray, list[str]]:
-    """A trimmed signal's descriptors without the fine mel bands, and their names."""
-    curves, names = describe(audio.trim(signal, front_end.trim_db), front_end)
+    """A signal's descriptors without the fine mel bands, and their names."""
+    curves, names = describe(signal, front_end)
     return curves[:, front_end.n_mels:], names[front_end.n_mels:]
 
 
 def _sequence(path, start_s, end_s, front_end):
-    return _curves(audio.load(path, start_s, end_s, front_end.sampling_rate), front_end)
+    return _curves(audio.trim(audio.load(path, start_s, end_s, front_end.sampling_rate), front_end.trim_db), front_end)
 
 
 def _stored_functionals(path, start_s, end_s, audio_hash, front_end, recipe):

@@ -184,7 +184,9 @@ def read_predictions(folder: Path) -> dict[str, pd.DataFrame]:
 
 def comparisons_table(models: dict[str, pd.DataFrame], compared: dict[str, pd.DataFrame],
                       folds: pd.DataFrame) -> pd.DataFrame:
-    """Evaluate runs that were made to be compared; one called ``<model>__<change>`` is compared with that model, in pairs.
+    """Evaluate runs that were made to be compared.
+
+    One called ``<model>__without_<something>`` is compared with that model, in pairs: what is that something worth?
 
     Parameters
     ----------
@@ -197,16 +199,24 @@ def comparisons_table(models: dict[str, pd.DataFrame], compared: dict[str, pd.Da
     -------
     pd.DataFrame
         ``model``, ``variant``, ``uar``, ``uar_low``, ``uar_high``, ``difference``, ``low``, ``high``: UAR of the model less
-        that of the changed one, with 95 % interval over speakers; NaN where there is nothing to compare with.
+        that of the run without, with 95 % interval over speakers; NaN where there is nothing to compare with.
+
+    Raises
+    ------
+    ValueError
+        If a run and its model were made on different folds.
     """
     rows = []
     for name, table in compared.items():
         speakers = folds.drop_duplicates("utterance_id").set_index("utterance_id")["speaker"]
-        whole = models.get(name.split("__")[0]) if "__" in name else None
+        whole = models.get(name.split("__without_")[0]) if "__without_" in name else None
         for variant, part in table[table["role"] == "test"].groupby("variant"):
             row = {"model": name, "variant": variant} | evaluate(part, speakers)
             if whole is not None and variant in set(whole["variant"]):
-                row |= paired_difference(whole[(whole["role"] == "test") & (whole["variant"] == variant)], part, speakers)
+                try:
+                    row |= paired_difference(whole[(whole["role"] == "test") & (whole["variant"] == variant)], part, speakers)
+                except ValueError as error:
+                    raise ValueError(f"{name} and {name.split('__')[0]}: {error}. Run their notebook again.") from None
             rows.append(row)
     columns = ["model", "variant", "uar", "uar_low", "uar_high", "difference", "low", "high"]
     table = pd.DataFrame(rows).reindex(columns=columns)
@@ -231,7 +241,7 @@ def main() -> None:
     for variant, part in comparisons_table(models, read_predictions(folder / "comparisons"), folds).groupby("variant"):
         print(f"\ncompared, {variant}")
         for row in part.itertuples():
-            paired = f"   what was changed is worth {row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}]"
+            paired = f"   what is left out is worth {row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}]"
             print(f"  {row.model:<38} UAR {row.uar:.3f} [{row.uar_low:.3f}, {row.uar_high:.3f}]",
                   paired if np.isfinite(row.difference) else "")
 

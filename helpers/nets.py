@@ -17,7 +17,7 @@ class MelCNN(nn.Module):
 
     The four layers (16, 32, 64, 16 channels, 512 hidden units) of a widely copied IEMOCAP notebook, with what made them
     train: batch normalisation, and mean and maximum over the *heard* frames in place of flattening, so that a clip's
-    length does not matter and padding counts for nothing.
+    length does not matter and padding counts for nothing in prediction (in training, batch normalisation still sees it).
 
     Parameters
     ----------
@@ -43,6 +43,9 @@ class MelCNN(nn.Module):
         super().__init__()
         self.mfcc = MFCC(shape[0], n_mfcc) if n_mfcc else None
         height = (n_mfcc or shape[0]) // 2 ** len(channels)
+        if min(height, shape[1] // 2 ** len(channels)) < 1:
+            raise ValueError(f"{len(channels)} layers halve {n_mfcc or shape[0]} rows and {shape[1]} frames to nothing: give "
+                             f"at least {2 ** len(channels)} of both, or fewer channels")
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.Conv2d(n_in, n_out, 3, padding=1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU(), nn.MaxPool2d(2))
             for n_in, n_out in itertools.pairwise((1, *channels)))
@@ -275,7 +278,7 @@ class MaskedNorm(nn.BatchNorm1d):
         rows = steps.transpose(1, 2)
         heard = mask[:, 0] > 0
         result = torch.zeros_like(rows)
-        if heard.any():
+        if heard.sum() > self.training:  # one step alone has no deviation: there is nothing to learn from
             result[heard] = super().forward(rows[heard]).to(rows.dtype)
         return result.transpose(1, 2)
 
@@ -531,6 +534,8 @@ class MeansConv(nn.Module):
 
     def __init__(self, n_classes: int, shape: tuple[int], dropout: float = 0.2):
         super().__init__()
+        if shape[0] < 16:
+            raise ValueError(f"{shape[0]} features are halved four times to nothing: give at least 16")
         self.scaler = Scaler(shape[0])
         layers, widths = [], (1, 256, 256, 128, 64)
         for n_in, n_out in itertools.pairwise(widths):

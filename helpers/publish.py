@@ -58,17 +58,20 @@ def networks(records: Path) -> dict[str, dict]:
     Returns
     -------
     dict
-        Name of the predictions → ``inputs`` (shape of one, type), ``settings``, ``parameters``, ``epochs`` (per fold, as run)
-        and ``clips`` (per fold, trained on).
+        Name of the predictions → ``inputs`` (shape of one, type), ``settings`` and ``parameters`` (of the first fold, if it
+        was searched), ``epochs`` (per fold, as run) and ``clips`` (per fold, trained on).
     """
     found = {}
     for path in sorted(records.glob("*.json")):
         for record in json.loads(path.read_text(encoding="utf-8")):
             if "build" in record.get("settings", {}) and record["variant"] == "inductive":
                 steps = record["folds"].values()
+                first = next(iter(steps))["notes"]
                 settings = {k: v for k, v in record["settings"].items() if k != "search"}
-                found[path.stem] = {"inputs": record["inputs"], "settings": settings,
-                                    "parameters": next(iter(steps))["notes"]["parameters"],
+                chosen = first.get("setting", {})
+                settings |= {k: v for k, v in chosen.items() if k in settings}
+                settings["options"] = settings["options"] | {k: v for k, v in chosen.items() if k not in settings}
+                found[path.stem] = {"inputs": record["inputs"], "settings": settings, "parameters": first["parameters"],
                                     "epochs": [len(step["notes"]["curves"]) for step in steps],
                                     "clips": [len(step["fit"]) for step in steps]}
     return found
@@ -78,14 +81,19 @@ def comparison_lines(folder: Path) -> list[str]:
     """Return the runs that were made to be compared as a table for README."""
     from helpers.metrics import comparisons_table, read_predictions  # late: it takes seconds
 
-    lines = ["| run | variant | UAR (95 % interval) | what was changed is worth |", "|---|---|--:|--:|"]
+    lines = ["| run | variant | UAR (95 % interval) | what is left out is worth |", "|---|---|--:|--:|"]
     compared = read_predictions(folder / "comparisons")
     if not compared:
         return lines
-    table = comparisons_table(read_predictions(folder), compared, read_table(folder / "folds.csv", "folds"))
+    try:
+        table = comparisons_table(read_predictions(folder), compared, read_table(folder / "folds.csv", "folds"))
+    except ValueError as error:
+        raise Refused(f"nothing was published: {error}") from None
     for row in (100 * table.set_index(["model", "variant"])).round(1).itertuples():
-        worth = f"{row.difference:+.1f} [{row.low:+.1f}, {row.high:+.1f}]" if row.difference == row.difference else ""
-        lines.append(f"| {row.Index[0]} | {row.Index[1]} | {row.uar:.1f} [{row.uar_low:.1f}–{row.uar_high:.1f}] | {worth} |")
+        known = row.uar_low == row.uar_low  # no interval below eight speakers
+        uar = f"{row.uar:.1f}" + f" [{row.uar_low:.1f}–{row.uar_high:.1f}]" * known
+        worth = (f"{row.difference:+.1f}" + f" [{row.low:+.1f}, {row.high:+.1f}]" * known) * (row.difference == row.difference)
+        lines.append(f"| {row.Index[0]} | {row.Index[1]} | {uar} | {worth} |")
     return lines
 
 

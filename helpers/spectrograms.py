@@ -29,26 +29,30 @@ DB_MIN, DB_MAX = -100.0, -10.0  # dB; speech lies between
 DB_STEP = (DB_MAX - DB_MIN) / 254  # dB from one grey level to the next
 
 
-def mel_image(signal: np.ndarray, front_end: FrontEnd = IMAGE) -> np.ndarray:
+def mel_image(signal: np.ndarray, front_end: FrontEnd = IMAGE, trim: bool = True) -> np.ndarray:
     """Turn a signal into an image.
 
     Parameters
     ----------
     signal : np.ndarray [shape=(n_samples,)]
-        Mono, at ``front_end.sampling_rate``; leading and trailing silence is cut off first.
+        Mono, at ``front_end.sampling_rate``.
+    front_end
+        Analysis parameters.
+    trim
+        Cut off leading and trailing silence first.
 
     Returns
     -------
     np.ndarray [shape=(n_mels, n_frames), uint8]
         Row 0 is the highest band.
     """
-    level = mel_spectrogram(audio.trim(signal, front_end.trim_db), front_end)
+    level = mel_spectrogram(audio.trim(signal, front_end.trim_db) if trim else signal, front_end)
     return np.clip(np.round(1 + (level.T[::-1] - DB_MIN) / DB_STEP), 1, 255).astype(np.uint8)
 
 
-def padded_image(signal: np.ndarray, n_frames: int, front_end: FrontEnd = IMAGE) -> np.ndarray:
+def padded_image(signal: np.ndarray, n_frames: int, front_end: FrontEnd = IMAGE, trim: bool = True) -> np.ndarray:
     """Turn a signal into what :func:`read_images` makes of its image: :func:`mel_image`, padded or cut to one width."""
-    return _padded(mel_image(signal, front_end), n_frames)
+    return _padded(mel_image(signal, front_end, trim), n_frames)
 
 
 def write_images(utterances: pd.DataFrame, folder: Path, front_end: FrontEnd = IMAGE, n_jobs: int = -1) -> pd.DataFrame:

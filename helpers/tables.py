@@ -136,7 +136,7 @@ def read_table(path: Path, schema: str) -> pd.DataFrame:
     path = Path(path)
     if not path.is_file():
         maker = {"utterances": "02", "functionals": "03", "descriptors": "03", "images": "04", "folds": "05",
-                 "feature_ranking": "06", "predictions": "07 to 12, by the model's name,", "results": "18"}
+                 "feature_ranking": "06", "predictions": "07 to 14, by the model's name,", "results": "18"}
         raise FileNotFoundError(f"{path} is not there. Notebook {maker.get(schema, '?')} writes it: run that first "
                                 "(or ./run_all.sh, which runs what is missing).")
     try:

@@ -68,7 +68,7 @@ class Network:
         Epochs without a better negative log-likelihood on the valid speakers (emotions weighted as in training) after which
         training stops. The best epoch's weights are kept.
     batch_size
-        Clips; over several processes it is divided among them.
+        Clips, at least 2 for each process; over several processes it is divided among them.
     optimiser, momentum, weight_decay
         A name in ``OPTIMISERS``; momentum is for SGD and RMSprop.
     learning_rate, schedule
@@ -120,9 +120,14 @@ class Network:
                                                                            "build": self.build.__qualname__}
         for name in ("name", "device", *(["precision"] if self.precision == "auto" else [])):
             del settings[name]
-        loop = [Trainer.__init__, Trainer.run, Trainer.train_epoch, Trainer.loss, Trainer.predict, _optimiser, _schedule,
-                *([Network._search] if self.trials else [])]
+        loop = [Trainer.__init__, Trainer.run, Trainer.train_epoch, Trainer.copies, Trainer.loss, Trainer.predict,
+                _optimiser, _schedule, *([Network._search] if self.trials else [])]
         return settings | {"code": [*code_with_parts(self.build), *map(code, loop)]}
+
+    @property
+    def needs_ids(self) -> bool:
+        """Whether a result depends on which clips the rows are, besides on the rows."""
+        return self.augment.copies is not None
 
     def fit_predict(self, train: Part, valid: Part, test: np.ndarray, n_classes: int, seed: int) -> dict:
         """Train with early stopping on the valid speakers, then predict valid and test rows."""
@@ -263,6 +268,10 @@ class Trainer:
         self.device = self.accelerator.device
         self.bf16 = has_bfloat16(self.device.type) if settings.precision == "auto" else settings.precision == "bf16"
         self.rank, self.n_processes = self.accelerator.process_index, self.accelerator.num_processes
+        if min(settings.batch_size, len(train.inputs)) < 2 * self.n_processes:
+            raise ValueError(f"{settings.name}: {len(train.inputs)} training clips in batches of {settings.batch_size}, over "
+                             f"{self.n_processes} process(es): each needs at least 2 at a time, since batch normalisation "
+                             "compares clips. Raise BATCH_SIZE, or give more training clips.")
         torch.manual_seed(seed)
         self.generator = torch.Generator().manual_seed(seed)
         net = settings.build(n_classes, train.inputs.shape[1:], **settings.options)
@@ -287,6 +296,7 @@ class Trainer:
         """What must be the same for a checkpoint to be continued."""
         recipe = self.settings.recipe()
         data = [getattr(part, name) for part in (self.train, self.valid) for name in ("inputs", "classes")]
+        data += [self.train.ids.tolist()] if self.settings.needs_ids else []
         return {**{k: repr(v) for k, v in recipe.items() if k != "code"}, "code": recipe_hash(recipe["code"]),
                 "data": recipe_hash(data), "seed": self.seed, "device": self.device.type,
                 "bf16": self.bf16, "processes": self.n_processes}
@@ -321,11 +331,9 @@ class Trainer:
         """Run one epoch; return the mean training loss."""
         settings = self.settings
         self.net.train()
-        inputs = self.inputs
-        if settings.augment.copies:
-            inputs = torch.tensor(settings.augment.copies.epoch(self.epoch, self.train.ids), device=self.device)
+        inputs = self.copies() if settings.augment.copies else self.inputs
         batches = [rows for rows in torch.randperm(len(self.inputs), generator=self.generator).split(settings.batch_size)
-                   if len(rows) > self.n_processes]  # batch normalisation needs two
+                   if len(rows) >= 2 * self.n_processes]  # batch normalisation needs two
         losses = torch.zeros(len(batches), device=self.device)
         for i, rows in enumerate(batches):
             # every process draws for the whole batch and keeps its share, so that all see the same random numbers
@@ -334,9 +342,9 @@ class Trainer:
             batch, partners, own = settings.augment(inputs[rows], self.generator)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
                 logits = self.net(batch[share])
-            value = self.loss(logits, self.targets[rows], share)
+            value = self.loss(logits, self.targets[rows], share, own)
             if partners is not None:
-                value = own * value + (1 - own) * self.loss(logits, self.targets[rows][partners], share)
+                value = value + self.loss(logits, self.targets[rows][partners], share, 1 - own)
             self.optimiser.zero_grad()
             self.accelerator.backward(value * self.n_processes)  # gradients are averaged over processes
             self.accelerator.clip_grad_norm_(self.net.parameters(), settings.clip)
@@ -348,11 +356,20 @@ class Trainer:
         sizes = torch.tensor([len(rows) for rows in batches], dtype=torch.float)
         return float((losses.cpu() * sizes).sum() / sizes.sum())
 
-    def loss(self, logits: torch.Tensor, targets: torch.Tensor, share: slice) -> torch.Tensor:
-        """Return this process's part of the whole batch's mean cross-entropy."""
-        total = nn.functional.cross_entropy(logits.float(), targets[share], self.weights, reduction="sum",
-                                            label_smoothing=self.settings.label_smoothing)
-        return total / self.weights[targets].sum()
+    def copies(self) -> torch.Tensor:
+        """Return this epoch's augmented copies of the training clips."""
+        copies = torch.tensor(self.settings.augment.copies.epoch(self.epoch, self.train.ids), device=self.device)
+        if copies.shape != self.inputs.shape or copies.dtype != self.inputs.dtype:
+            raise ValueError(f"{self.settings.name}: augmented copies are {tuple(copies.shape)} {copies.dtype}, the clips "
+                             f"themselves {tuple(self.inputs.shape)} {self.inputs.dtype}: represent them in the same way")
+        return copies
+
+    def loss(self, logits: torch.Tensor, targets: torch.Tensor, share: slice, amount: torch.Tensor | None) -> torch.Tensor:
+        """Return this process's part of the whole batch's mean cross-entropy; `amount` is how much of each clip counts."""
+        each = nn.functional.cross_entropy(logits.float(), targets[share], self.weights,
+                                           reduction="sum" if amount is None else "none",
+                                           label_smoothing=self.settings.label_smoothing)
+        return (each if amount is None else (each * amount[share]).sum()) / self.weights[targets].sum()
 
     def require_finite(self, losses: torch.Tensor, batches: list[torch.Tensor]) -> None:
         """Stop on a loss that is no number, and say where it came from."""

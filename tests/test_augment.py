@@ -95,7 +95,8 @@ def test_room_adds_an_echo_and_keeps_the_level():
 def corpus(tmp_path) -> pd.DataFrame:
     """Audio of ten clips by five speakers, as the utterances table names it."""
     table = make_utterances(5, 2).head(20)
-    files = [write_audio(tmp_path / f"{i:02d}.wav", harmonic_tone(120 + 10 * i, 0.5) + noise(0.5, 0.01, i))
+    rise = 10 ** (-2.6 * np.abs(np.linspace(-1, 1, RATE // 2)))  # soft ends: trimming twice would cut twice
+    files = [write_audio(tmp_path / f"{i:02d}.wav", rise * (harmonic_tone(120 + 10 * i, 0.5) + noise(0.5, 0.01, i)))
              for i in range(len(table))]
     return table.assign(path=[str(file) for file in files], audio_hash=[audio.measure(file)["audio_hash"] for file in files])
 
@@ -128,6 +129,8 @@ def test_copies_without_a_transform_are_the_inputs_themselves(corpus):
     ids = corpus["utterance_id"].to_numpy(str)
     plain = Copies(corpus, IMAGE, ("none",)).epoch(0, ids)
     folder = Path(corpus["path"][0]).parent / "images"
+    once = [audio.trim(audio.load(path)) for path in corpus["path"]]
+    assert any(len(audio.trim(clip)) < len(clip) for clip in once), "these clips can't tell trimming twice from once"
     assert np.array_equal(plain, spectrograms.read_images(spectrograms.write_images(corpus, folder, n_jobs=1), folder, 32))
     represent = partial(features.sequence, n_steps=12, stride=2)
     frames = features.fill_unvoiced(features.descriptors_table(corpus, n_jobs=1))
@@ -143,7 +146,23 @@ def test_recipe_of_copies_knows_all_that_they_depend_on(corpus, monkeypatch):
         (corpus, partial(spectrograms.padded_image, n_frames=32, front_end=features.FrontEnd(n_mels=32)))]]
     monkeypatch.setitem(augment.TRANSFORMS, "noise", ("AddGaussianSNR", {"min_snr_db": 0.0, "max_snr_db": 30.0}))
     recipes.append(Copies(corpus, IMAGE).recipe())
+    monkeypatch.setattr(augment, "_copy", lambda *given: None)
+    recipes.append(Copies(corpus, IMAGE).recipe())
+    monkeypatch.setattr(augment, "version", lambda name: "0.1")
+    recipes.append(Copies(corpus, IMAGE).recipe())
     assert len(set(recipes)) == len(recipes)
+
+
+def test_unknown_transform_is_refused_before_anything_is_made(corpus):
+    with pytest.raises(ValueError, match=r"unknown transforms \['nois'\]: choose of noise"):
+        Copies(corpus, IMAGE, ("none", "nois"))
+
+
+def test_copies_of_another_shape_than_the_inputs_are_refused(corpus):
+    train, valid, test = parts(corpus)
+    wider = Augmentation(Copies(corpus, partial(spectrograms.padded_image, n_frames=48), ("none",)))
+    with pytest.raises(ValueError, match=r"copies are \(13, 64, 48\).*themselves \(13, 64, 32\)"):
+        training.Network("CNN", nets.MelCNN, epochs=1, device="cpu", augment=wider).fit_predict(train, valid, test, 3, seed=0)
 
 
 def test_clips_without_copies_are_named(corpus):
@@ -193,8 +212,8 @@ def padding_of(batch: torch.Tensor, kind: str) -> torch.Tensor:
 
 def test_nothing_is_done_unless_asked():
     batch = batch_of("images")
-    same, partners, share = Augmentation()(batch, generator())
-    assert same is batch and partners is None and share == 1
+    same, partners, own = Augmentation()(batch, generator())
+    assert same is batch and partners is None and own is None
 
 
 @pytest.mark.parametrize("kind", ["images", "sequences"])
@@ -217,25 +236,48 @@ def test_masks_are_the_mean_and_padding_stays(kind):
 @pytest.mark.parametrize("kind", ["images", "sequences"])
 def test_mixup_mixes_what_both_clips_hold_and_padding_mixes_with_nothing(kind):
     batch = batch_of(kind)
-    mixed, partners, share = Augmentation(mixup=0.4)(batch, generator(3))
-    assert 0 < share < 1 and sorted(partners.tolist()) == list(range(8))
+    mixed, partners, own = Augmentation(mixup=0.4)(batch, generator(3))
+    assert sorted(partners.tolist()) == list(range(8))
     other = batch[partners]
+    heard, others = ~padding_of(batch, kind), ~padding_of(other, kind)
+    share = own[(heard == others).all(dim=1)][0].item()  # of two clips of one length
+    assert 0 < share < 1
     axis = 1 if kind == "images" else -1
-    both = (batch != 0).any(dim=axis, keepdim=True) & (other != 0).any(dim=axis, keepdim=True)
+    both = (heard & others).unsqueeze(axis)
     wanted = torch.where(both, share * batch.float() + (1 - share) * other.float(), batch.float() + other.float())
     torch.testing.assert_close(mixed, wanted)
-    neither = padding_of(batch, kind) & padding_of(other, kind)
-    assert torch.equal(padding_of(mixed, kind), neither) and (~both).any() and neither.any()
+    assert torch.equal(padding_of(mixed, kind), ~heard & ~others) and (heard != others).any() and (~heard & ~others).any()
+    # what the loss takes of the own emotion is what is heard of the own clip
+    steps = (share * (heard & others) + (heard & ~others)).sum(dim=1) / (heard | others).sum(dim=1)
+    torch.testing.assert_close(own, steps.float())
 
 
 def test_mixup_of_rows_of_features():
     rows = torch.randn(6, 5)
-    mixed, partners, share = Augmentation(mixup=1.0)(rows, generator())
-    torch.testing.assert_close(mixed, share * rows + (1 - share) * rows[partners])
+    mixed, partners, own = Augmentation(mixup=1.0)(rows, generator())
+    assert own.shape == (6,) and (own == own[0]).all()
+    torch.testing.assert_close(mixed, own[0] * rows + (1 - own[0]) * rows[partners])
+
+
+def test_masks_lie_on_what_is_heard_and_hide_at_most_half_of_it():
+    batch = torch.randint(1, 255, (400, 16, 160), dtype=torch.uint8)
+    batch[:, :, 40:] = 0
+    masked, _, _ = Augmentation(time_mask=40)(batch, generator())
+    hidden = (masked != batch).any(dim=1).sum(dim=1)
+    assert hidden.max() <= 20 and (hidden > 0).float().mean() > 0.9 and not masked[:, :, 40:].any()
+
+
+@pytest.mark.parametrize(("setting", "inputs", "text"), [
+    ({"shift": 2}, torch.ones(4, 10, 6), "shift and band_mask are for images"),
+    ({"band_mask": 2}, torch.ones(4, 10, 6), "shift and band_mask are for images"),
+    ({"time_mask": 2}, torch.ones(4, 6), r"time_mask is for images and sequences.*\(4, 6\)")])
+def test_settings_that_do_not_go_with_the_inputs_are_refused(setting, inputs, text):
+    with pytest.raises(ValueError, match=text):
+        Augmentation(**setting)(inputs, generator())
 
 
 def test_what_is_off_is_no_part_of_the_recipe(corpus):
-    assert Augmentation().recipe().keys() == {"code"}
+    assert Augmentation().recipe() == {}
     assert Augmentation(shift=4, mixup=0.2).recipe().keys() == {"code", "shift", "mixup"}
     different = [Augmentation(), Augmentation(shift=2), Augmentation(time_mask=2), Augmentation(band_mask=2),
                  Augmentation(mixup=2.0), Augmentation(Copies(corpus, IMAGE)), Augmentation(Copies(corpus, IMAGE, seed=1))]

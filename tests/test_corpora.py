@@ -126,6 +126,8 @@ def test_policy_of_emotion_and_sex():
                           "sex": ["female", "male", "male", "female", "female"]})
     assert corpora.apply_policy(table, "ravdess", "ravdess-12")["emotion"].tolist() == [
         "female_calm", "male_calm", "male_dislike", "female_dislike", "female_happy"]
+    with pytest.raises(ValueError, match=r"ravdess-12 needs each speaker's sex; 1 of 5 utterances have \['unknown'\]"):
+        corpora.apply_policy(table.assign(sex=["unknown", *table["sex"][1:]]), "ravdess", "ravdess-12")
     assert corpora.emotion_order(["male_sad", "female_sad", "male_calm", "zen", "sad"]) == [
         "male_calm", "female_sad", "male_sad", "sad", "zen"]
 
@@ -144,6 +146,7 @@ def basic6(folder_of):
         folder_of(name, [pattern.format(s=s, e=e, c=codes[name][e]) for s in speakers for e in emotions])
 
 
+@pytest.mark.filterwarnings("ignore:fold . trains on a single speaker")  # TESS has two
 def test_union_keeps_ids_speakers_and_folds_of_its_members(basic6):
     from helpers.splits import make_folds
 
@@ -175,8 +178,11 @@ def test_union_goes_on_with_what_is_there_and_says_so(folder_of):
 
 
 def test_union_without_any_member_names_them(data_folder):
-    with pytest.raises(FileNotFoundError, match=r"(?s)CREMA-D, RAVDESS, SAVEE and TESS together.*Actor_NN.*AudioData"):
+    with pytest.raises(FileNotFoundError, match=r"(?s)CREMA-D, RAVDESS, SAVEE and TESS together.*Actor_NN.*AudioData") as told:
         corpora.locate("basic6")
+    assert f"{data_folder}/tess/OAF_angry" in str(told.value) and "holds basic6" not in str(told.value)
+    with pytest.raises(ValueError, match="none of the 0 audio files"):
+        corpora.index("basic6", data_folder)
 
 
 def test_emotions_have_one_order():

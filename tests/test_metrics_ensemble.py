@@ -228,7 +228,7 @@ def test_leave_one_out_is_the_loss_without_a_model_on_valid_rows(models):
 
 
 def test_nothing_to_average_names_the_notebooks():
-    with pytest.raises(ValueError, match=r"no predictions to average: .*07 to 12"):
+    with pytest.raises(ValueError, match=r"no predictions to average: .*07 to 14"):
         ensemble.average({})
 
 
@@ -367,4 +367,4 @@ def test_command_prints_compared_runs_too(models, folds, tmp_path):
     command = [sys.executable, "-m", "helpers.metrics", str(tmp_path)]
     printed = subprocess.run(command, cwd=paths.PROJECT, capture_output=True, text=True, check=True)
     assert "net " in printed.stdout and "compared, inductive" in printed.stdout
-    assert "net__without_it" in printed.stdout and "what was changed is worth +0." in printed.stdout
+    assert "net__without_it" in printed.stdout and "what is left out is worth +0." in printed.stdout

@@ -257,9 +257,9 @@ def publishable(project) -> notebooks.Settings:
     for name, skill in {"predictions/net": 2.5, "comparisons/net__without_it": 1.0}.items():
         table = make_predictions(folds, skill)
         tables.write_table(table, settings.policy_work / f"{name}.parquet", "predictions", notebook="test")
-    fold = {"fit": ["a", "b"], "notes": {"parameters": 9, "curves": [{}, {}]}}
+    fold = {"fit": ["a", "b"], "notes": {"parameters": 9, "curves": [{}, {}], "setting": {"epochs": 5, "dropout": 0.3}}}
     record = {"variant": "inductive", "inputs": {"shape": [4, 5]}, "folds": {"1": fold, "2": fold},
-              "settings": {"build": "MelCNN", "search": {"x": [1]}, "trials": 0}}
+              "settings": {"build": "MelCNN", "search": {"epochs": [1]}, "trials": 2, "epochs": 9, "options": {"hidden": 4}}}
     experiment.write_record([record], settings.policy_work / "records/net.json")
     experiment.write_record([record | {"settings": {"estimator": "LDA"}}], settings.policy_work / "records/lda.json")
     (settings.policy_work / "results.csv").write_text(RESULTS)
@@ -294,8 +294,8 @@ def test_published_files_and_readme(publishable):
     assert {str(path.relative_to(results)) for path in results.rglob("*") if path.is_file()} == {
         "net.parquet", "comparisons/net__without_it.parquet", "folds.csv", "results.csv", "run.json", "networks.json"}
     assert json.loads((results / "networks.json").read_text()) == {"net": {
-        "inputs": {"shape": [4, 5]}, "settings": {"build": "MelCNN", "trials": 0}, "parameters": 9, "epochs": [2, 2],
-        "clips": [2, 2]}}
+        "inputs": {"shape": [4, 5]}, "parameters": 9, "epochs": [2, 2], "clips": [2, 2],
+        "settings": {"build": "MelCNN", "trials": 2, "epochs": 5, "options": {"hidden": 4, "dropout": 0.3}}}}
     readme = (publishable.project / "README.md").read_text()
     assert "| average | **66.2 [60.0–72.0]** |" in readme and "OLD" not in readme
     assert re.search(r"\| net__without_it \| inductive \| [\d.]+ \[[\d.–]+\] \| \+[\d.]+ \[\+[\d.]+, \+[\d.]+\] \|", readme)

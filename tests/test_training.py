@@ -85,6 +85,15 @@ def test_one_training_row_over_a_full_batch_is_no_problem():
     assert np.isfinite(Network("CNN", MelCNN, epochs=1, device="cpu").fit_predict(odd, odd, odd.inputs, 3, 0)["test"]).all()
 
 
+@pytest.mark.parametrize(("batch_size", "clips"), [(1, 24), (32, 1)])
+def test_batches_of_a_single_clip_are_refused(batch_size, clips):
+    net = Network("CNN", MelCNN, epochs=1, batch_size=batch_size, device="cpu")
+    part = pictures()
+    few = Part(part.inputs[:clips], part.classes[:clips], part.speakers[:clips])
+    with pytest.raises(ValueError, match=f"CNN: {clips} training clips in batches of {batch_size}.*at least 2"):
+        net.fit_predict(few, part, part.inputs, 3, 0)
+
+
 def test_cross_validation_of_a_network_is_cached(setup):
     ids, folds = setup
     images, calls = np.random.default_rng(0).integers(1, 255, (len(ids), 16, 16)).astype(np.uint8), []
@@ -469,3 +478,17 @@ def test_fold_with_a_single_test_speaker_is_no_problem():
     assert len(table.query("role == 'test'")) == len(utterances)
 
 
+
+
+def test_attention_weights_are_those_of_each_clip():
+    from helpers.nets import Recurrent
+
+    torch.manual_seed(0)
+    net = Recurrent(3, (10, 4), hidden=8, pooling="attention")
+    clips = np.random.default_rng(0).normal(size=(5, 10, 4)).astype(np.float32)
+    clips[2, 6:] = 0
+    weights = explain.attention_weights(net, clips)
+    assert weights.shape == (5, 10) and not weights[2, 6:].any() and (weights[2, :6] > 0).all()
+    np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(weights[2, :6], explain.attention_weights(net, clips[2:3, :6])[0], rtol=1e-4)
+    assert not net.attention._forward_hooks
