@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from importlib.metadata import version
 
 import numpy as np
@@ -111,6 +111,10 @@ class Copies:
 
     def recipe(self) -> str:
         """Return a hash of everything a copy depends on, besides its epoch."""
+        return self._recipe
+
+    @cached_property
+    def _recipe(self) -> str:
         what = self.represent if isinstance(self.represent, partial) else partial(self.represent)
         settings = {k: asdict(v) if hasattr(v, "__dataclass_fields__") else v for k, v in what.keywords.items()}
         parts = [augment, _copy, _seeded, _transform, Copies._stored, sys.modules[what.func.__module__], features, audio,
@@ -122,9 +126,8 @@ class Copies:
 
     def make(self, n_epochs: int, n_jobs: int = -1) -> None:
         """Make the copies of the first epochs, in parallel; what is there already is not made again."""
-        recipe = self.recipe()
         for number in range(n_epochs):
-            if not stored_at("copies", recipe_hash(recipe, number)).is_file():
+            if not stored_at("copies", recipe_hash(self.recipe(), number)).is_file():
                 self._stored(number, n_jobs, f"copies {number + 1} of {n_epochs}")
 
     def epoch(self, number: int, ids: np.ndarray) -> np.ndarray:
