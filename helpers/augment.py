@@ -12,7 +12,6 @@ Two places to augment, for training rows only:
 import io
 import itertools
 import random
-import sys
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
@@ -25,8 +24,8 @@ import soundfile
 import soxr
 import torch
 
-from helpers import audio, features
-from helpers.cache import code, fetch, recipe_hash, stored_at
+from helpers import audio
+from helpers.cache import code, code_with_parts, fetch, recipe_hash, stored_at
 from helpers.parallel import over_clips
 
 # Name → class of audiomentations (or of this module) and what it may draw.
@@ -117,12 +116,11 @@ class Copies:
     def _recipe(self) -> str:
         what = self.represent if isinstance(self.represent, partial) else partial(self.represent)
         settings = {k: asdict(v) if hasattr(v, "__dataclass_fields__") else v for k, v in what.keywords.items()}
-        parts = [augment, _copy, _seeded, _transform, Copies._stored, sys.modules[what.func.__module__], features, audio,
-                 *([Telephone] if "telephone" in self.names else [])]
+        parts = {*code_with_parts(_copy), *code_with_parts(what.func), code(Copies._stored)}
         libraries = [version("audiomentations"), *([version("pyroomacoustics")] if "room" in self.names else [])]
         clips = self.utterances[["utterance_id", "audio_hash"]].to_numpy(str).tolist()
         return recipe_hash(clips, what.func.__name__, what.args, settings, self.names, self.seed, libraries,
-                           [TRANSFORMS.get(name) for name in self.names], [code(part) for part in parts])
+                           [TRANSFORMS.get(name) for name in self.names], sorted(parts))
 
     def make(self, n_epochs: int, n_jobs: int = -1) -> None:
         """Make the copies of the first epochs, in parallel; what is there already is not made again."""

@@ -15,6 +15,7 @@ import tempfile
 import textwrap
 import zipfile
 from collections.abc import Callable
+from dataclasses import is_dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -73,15 +74,25 @@ def code(thing: Callable | ModuleType) -> str:
 
 
 def code_with_parts(thing: Callable) -> list[str]:
-    """Return the code of a function or class, and of whatever it names in its own module, directly or through others."""
-    module = vars(sys.modules[thing.__module__])
-    found, waiting = {}, [thing]
+    """Return the code of a function or class, and of whatever it names in this package, directly or through others.
+
+    With it come the numbers, strings, tuples and dataclasses that it names; other constants belong into a recipe on their own.
+    """
+    package, found, waiting = thing.__module__.split(".")[0], {}, [thing]
     while waiting:
-        text = code(part := waiting.pop())
-        found[part.__qualname__] = text
-        named = [module[word] for word in set(re.findall(r"\w+", text)) if word in module]
-        waiting += [n for n in named if (inspect.isclass(n) or inspect.isfunction(n))
-                    and n.__module__ == thing.__module__ and n.__qualname__ not in found]
+        part = waiting.pop()
+        text, known = code(part), vars(sys.modules[part.__module__])
+        found[part.__module__, part.__qualname__] = text
+        named = {word: known[word] for word in set(re.findall(r"\w+", text)) if word in known}
+        for module, name in set(re.findall(r"\b(\w+)\.(\w+)", text)):  # audio.trim
+            if inspect.ismodule(known.get(module)) and known[module].__name__.startswith(f"{package}."):
+                named[name] = vars(known[module])[name]
+        for name, value in named.items():
+            value = inspect.unwrap(value) if callable(value) else value
+            if isinstance(value, (bool, int, float, str, tuple)) or (is_dataclass(value) and not inspect.isclass(value)):
+                found[part.__module__, name] = f"{name} = {value!r}"
+            elif (inspect.isclass(value) or inspect.isfunction(value)) and value.__module__.split(".")[0] == package:
+                waiting += [value] if (value.__module__, value.__qualname__) not in found else []
     return [found[name] for name in sorted(found)]
 
 

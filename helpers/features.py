@@ -195,6 +195,25 @@ def descriptors_table(utterances: pd.DataFrame, front_end: FrontEnd = SEQUENCE, 
     return table
 
 
+def eight_curves(frames: pd.DataFrame) -> pd.DataFrame:
+    """Return the eight curves that a known project showed to its one-dimensional networks.
+
+    Zero crossings, energy, centroid, bandwidth, flatness, roll-off at 85 % and at 1 %, and the mean of 13 MFCC.
+
+    Parameters
+    ----------
+    frames
+        Schema ``descriptors``.
+
+    Returns
+    -------
+    pd.DataFrame
+        ``utterance_id`` and eight columns, rows as they were.
+    """
+    shape = ["zero_crossing", "rms_db", "centroid_hz", "bandwidth_hz", "flatness_db", "rolloff85_hz", "rolloff01_hz"]
+    return frames[["utterance_id", *shape]].assign(mfcc_mean=frames[[f"mfcc{i:02d}" for i in range(13)]].mean(axis=1))
+
+
 def fill_unvoiced(frames: pd.DataFrame) -> pd.DataFrame:
     """Replace NaN of a descriptors table by the line between the clip's neighbouring values; by 0 where a clip has none.
 

@@ -146,7 +146,7 @@ def test_recipe_of_copies_knows_all_that_they_depend_on(corpus, monkeypatch):
         (corpus, partial(spectrograms.padded_image, n_frames=32, front_end=features.FrontEnd(n_mels=32)))]]
     monkeypatch.setitem(augment.TRANSFORMS, "noise", ("AddGaussianSNR", {"min_snr_db": 0.0, "max_snr_db": 30.0}))
     recipes.append(Copies(corpus, IMAGE).recipe())
-    monkeypatch.setattr(augment, "_copy", lambda *given: None)
+    monkeypatch.setattr(audio, "TRIM_DB", 30.0)  # what the code names counts, in other modules too
     recipes.append(Copies(corpus, IMAGE).recipe())
     monkeypatch.setattr(augment, "version", lambda name: "0.1")
     recipes.append(Copies(corpus, IMAGE).recipe())

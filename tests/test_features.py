@@ -265,3 +265,12 @@ def test_speaker_normalisation_gives_mean_0_and_deviation_1():
         np.testing.assert_allclose(mine[:, :3].mean(axis=0), 0, atol=1e-4)
         np.testing.assert_allclose(mine[:, :3].std(axis=0), 1, atol=1e-3)
     assert (found[:, 3] == 0).all() and (found[-1] == 0).all()
+
+
+def test_eight_curves_are_columns_of_the_descriptors(tmp_path):
+    table = clips(a=write_audio(tmp_path / "a.wav", harmonic_tone(150, 0.5)))
+    frames = features.fill_unvoiced(features.descriptors_table(table, n_jobs=1))
+    curves = features.eight_curves(frames)
+    assert curves.shape == (len(frames), 9) and curves["utterance_id"].equals(frames["utterance_id"])
+    assert curves["rms_db"].equals(frames["rms_db"])
+    np.testing.assert_allclose(curves["mfcc_mean"], frames[[f"mfcc{i:02d}" for i in range(13)]].mean(axis=1))

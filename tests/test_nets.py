@@ -98,6 +98,16 @@ def test_more_padding_changes_nothing_in_training_nor_in_prediction(name, option
     torch.testing.assert_close(results[0][2], results[0][3], atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(("name", "options"), SEQUENCE_NETS)
+def test_sequence_networks_agree_on_a_gpu(name, options):
+    torch.manual_seed(0)
+    net, clips = getattr(nets, name)(3, (24, 20), **options).eval(), clips_of_different_lengths()
+    with torch.inference_mode():
+        wanted = net(clips)
+        torch.testing.assert_close(net.cuda()(clips.cuda()).cpu(), wanted, atol=1e-3, rtol=1e-3)
+
+
 @pytest.mark.parametrize(("name", "options"), SEQUENCE_NETS)
 def test_what_is_heard_does_count(name, options):
     torch.manual_seed(0)
