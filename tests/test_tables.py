@@ -258,3 +258,16 @@ def test_recipes_differ_exactly_when_content_does():
 def test_recipe_refuses_what_it_cannot_hash(tmp_path):
     with open(tmp_path / "f", "w") as handle, pytest.raises(TypeError, match="a recipe can't hold TextIOWrapper"):
         cache.recipe_hash(handle)
+
+
+def test_code_with_parts_follows_what_is_really_used():
+    from helpers import nets, spectrograms
+
+    def begins(thing):
+        return [text.splitlines()[0] for text in cache.code_with_parts(thing)]
+
+    parts = begins(spectrograms.padded_image)
+    assert {"DB_MIN = -100.0", "TRIM_DB = 40.0"} <= set(parts)
+    assert any(line.startswith("def trim(") for line in parts) and any(line.startswith("def mel_spectrogram(") for line in parts)
+    assert not any(line.startswith(("def functionals", "def write_images", "def load")) for line in parts)
+    assert "class ConvStep(nn.Module):" in begins(nets.ResNet1D) and "class ConvStep(nn.Module):" not in begins(nets.Recurrent)
