@@ -6,6 +6,7 @@ that matters has changed, on any run, in any order, and whoever asks. Values are
 """
 
 import ast
+import functools
 import hashlib
 import inspect
 import os
@@ -64,6 +65,7 @@ def fetch(kind: str, key: str, compute: Callable[[], dict[str, np.ndarray]]) -> 
     return result
 
 
+@functools.cache
 def code(thing: Callable | ModuleType) -> str:
     """Return the source of a function, class or module without comments and docstrings: better prose changes no recipe."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(thing)))
