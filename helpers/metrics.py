@@ -206,9 +206,8 @@ def comparisons_table(models: dict[str, pd.DataFrame], compared: dict[str, pd.Da
     ValueError
         If a run and its model were made on different folds.
     """
-    rows = []
+    speakers, rows = folds.drop_duplicates("utterance_id").set_index("utterance_id")["speaker"], []
     for name, table in compared.items():
-        speakers = folds.drop_duplicates("utterance_id").set_index("utterance_id")["speaker"]
         whole = models.get(name.split("__without_")[0]) if "__without_" in name else None
         for variant, part in table[table["role"] == "test"].groupby("variant"):
             row = {"model": name, "variant": variant} | evaluate(part, speakers)

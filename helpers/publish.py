@@ -1,6 +1,7 @@
 """Publishing: what a run made goes to where it is committed, with nothing in it that tells of the machine."""
 
 import json
+import math
 import re
 import sys
 import tomllib
@@ -90,9 +91,9 @@ def comparison_lines(folder: Path) -> list[str]:
     except ValueError as error:
         raise Refused(f"nothing was published: {error}") from None
     for row in (100 * table.set_index(["model", "variant"])).round(1).itertuples():
-        known = row.uar_low == row.uar_low  # no interval below eight speakers
+        known = math.isfinite(row.uar_low)  # no interval below eight speakers
         uar = f"{row.uar:.1f}" + f" [{row.uar_low:.1f}–{row.uar_high:.1f}]" * known
-        worth = (f"{row.difference:+.1f}" + f" [{row.low:+.1f}, {row.high:+.1f}]" * known) * (row.difference == row.difference)
+        worth = (f"{row.difference:+.1f}" + f" [{row.low:+.1f}, {row.high:+.1f}]" * known) * math.isfinite(row.difference)
         lines.append(f"| {row.Index[0]} | {row.Index[1]} | {uar} | {worth} |")
     return lines
 

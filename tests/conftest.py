@@ -108,6 +108,22 @@ def make_features(utterances: pd.DataFrame, n_features: int = 12, strength: floa
     return (5 + centres[codes] + rng.standard_normal((len(codes), n_features))).astype(np.float32)
 
 
+def interrupt_training(monkeypatch, net, given: tuple, epochs: int) -> None:
+    """Train a network, and stop it when so many epochs are stored."""
+    from helpers.training import Trainer
+
+    save = Trainer.save
+
+    def save_and_stop(self):
+        save(self)
+        if self.epoch == epochs:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "save", save_and_stop)
+        net.fit_predict(*given)
+
+
 def make_predictions(folds: pd.DataFrame, skill: float = 2.0, seed: int = 0, variant: str = "inductive") -> pd.DataFrame:
     """A predictions table: random logits, to which the truth's gets `skill` added."""
     rng = np.random.default_rng(seed)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import RATE, harmonic_tone, make_utterances, noise, write_audio
+from conftest import RATE, harmonic_tone, interrupt_training, make_utterances, noise, write_audio
 
 from helpers import audio, augment, features, nets, spectrograms, splits, training
 from helpers.audit import audit_folds
@@ -309,21 +309,12 @@ def test_training_asks_for_copies_of_its_own_rows_alone(corpus, monkeypatch):
 
 
 def test_interrupted_training_with_everything_on_ends_with_the_same_bits(corpus, monkeypatch):
-    train, valid, test = parts(corpus)
+    given = *parts(corpus), 3, 0
     model = training.Network("CNN", nets.MelCNN, epochs=6, patience=6, batch_size=4, device="cpu", augment=Augmentation(
         Copies(corpus, IMAGE), shift=3, time_mask=5, band_mask=5, mixup=0.3))
-    whole = model.fit_predict(train, valid, test, 3, seed=0)
+    whole = model.fit_predict(*given)
     shutil.rmtree(whole["scratch"])
-    save = training.Trainer.save
-
-    def save_three(self):
-        save(self)
-        if self.epoch == 3:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training.Trainer, "save", save_three)
-        model.fit_predict(train, valid, test, 3, seed=0)
+    interrupt_training(monkeypatch, model, given, epochs=3)
     monkeypatch.setattr(augment, "fetch", lambda kind, key, compute: compute())  # copies lost meanwhile are drawn again alike
-    again = model.fit_predict(train, valid, test, 3, seed=0)
+    again = model.fit_predict(*given)
     assert np.array_equal(again["test"], whole["test"]) and again["notes"] == whole["notes"]

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import make_utterances
+from conftest import interrupt_training, make_utterances
 
 from helpers import experiment, explain, paths, splits, training
 from helpers.augment import Augmentation
@@ -231,16 +231,7 @@ def interrupted(monkeypatch):
     whole = net.fit_predict(*given)
     folder = whole["scratch"]
     shutil.rmtree(folder)
-    save = training.Trainer.save
-
-    def save_five(self):
-        save(self)
-        if self.epoch == 5:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training.Trainer, "save", save_five)
-        net.fit_predict(*given)
+    interrupt_training(monkeypatch, net, given, epochs=5)
     return net, given, whole, folder
 
 
