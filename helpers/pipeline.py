@@ -180,7 +180,8 @@ def execute(book: Notebook, values: dict, settings: Settings) -> dict:
     log = stamp.with_suffix(".log")
     stamp.parent.mkdir(parents=True, exist_ok=True)
     settings.reports.mkdir(parents=True, exist_ok=True)
-    before = read_json(stamp)
+    cost = stamp.with_suffix(".cost.json")  # stays when a run fails
+    before = read_json(cost) or read_json(stamp)
     for old in [stamp, log, *(settings.work / "figures").glob(f"{book.number}_*.png")]:
         old.unlink(missing_ok=True)  # a figure that it draws no longer must not stay in the report
     record = recipe(book, values, settings)  # now: somebody may edit the notebook while it runs
@@ -206,6 +207,7 @@ def execute(book: Notebook, values: dict, settings: Settings) -> dict:
         record |= {"inputs": {path: read[path] for path in read.keys() - written.keys()}, "outputs": written,
                    "executed": file_hash(settings.executed(book)), **outcome}
         write(stamp, json.dumps(record, indent=1))
+        write(cost, json.dumps({"values": record["values"], "longest": outcome["longest"], "seconds": outcome["seconds"]}))
     return outcome
 
 

@@ -197,6 +197,18 @@ def test_notebook_that_skips_itself_is_tried_again(project):
     assert run(project) == {"01": "fresh", "02": "skipped"}
 
 
+def test_what_a_run_cost_survives_a_failure(project):
+    settings, book = settings_of(project), books_of(project)[0]
+    pipeline.run([book], settings)
+    cost = settings.stamp(book).with_suffix(".cost.json")
+    cost.write_text(json.dumps(json.loads(cost.read_text()) | {"longest": 500.0}))
+    (project / "table.txt").unlink()  # so that it has to run
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "run_papermill", lambda *arguments: "ValueError: no")
+        assert pipeline.run([book], settings)["01_first"]["status"] == "failed"
+    assert pipeline.run([book], settings)["01_first"]["longest"] == 500
+
+
 def test_second_run_is_locked_out(tmp_path):
     refused = pytest.raises(notebooks.Refused, match=f"process {os.getpid()}")
     with pipeline.locked(tmp_path), refused, pipeline.locked(tmp_path):
