@@ -24,7 +24,7 @@ from helpers import audio, iemocap, paths
 EMOTIONS = ("neutral", "calm", "happy", "excited", "sad", "angry", "frustrated", "fearful", "disgust", "dislike", "surprised",
             "bored")
 LABEL_COLUMNS = ["utterance_id", "path", "start_s", "end_s", "speaker", "sex", "group", "sentence", "text",
-                 "emotion_native", "intensity", "valence", "arousal", "dominance", "votes"]
+                 "dialogue", "turn", "emotion_native", "intensity", "valence", "arousal", "dominance", "votes"]
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def index(name: str, root: Path | None = None) -> pd.DataFrame:
     table["utterance_id"] = name + "/" + table["utterance_id"]
     for column in LABEL_COLUMNS:
         if column not in table:
-            table[column] = np.nan if column in ("start_s", "end_s", "valence", "arousal", "dominance") else ""
+            table[column] = np.nan if column in ("start_s", "end_s", "turn", "valence", "arousal", "dominance") else ""
     table["sex"] = table["sex"].replace("", "unknown")
     return table[LABEL_COLUMNS].sort_values("utterance_id", ignore_index=True)
 

@@ -95,7 +95,8 @@ def _read_session(session: Path) -> list[dict]:
     dialogues = _by_stem(session / "dialog/wav")
     for path in sorted(session.glob("dialog/EmoEvaluation/Ses*.txt")):
         spoken = read_transcription(session / "dialog/transcriptions" / path.name)
-        for turn in read_evaluation(path):
+        turns = sorted(read_evaluation(path), key=lambda turn: (turn["start"], turn["end"]))
+        for number, turn in enumerate(turns):
             whole = turn["id"] not in utterances and path.stem in dialogues
             speaker = turn["id"][:5] + turn["id"].rsplit("_", 1)[1][0]
             rows.append({
@@ -105,6 +106,7 @@ def _read_session(session: Path) -> list[dict]:
                 "speaker": speaker, "sex": {"F": "female", "M": "male"}[speaker[-1]], "group": speaker[:5],
                 # scripted dialogues are the same words for all speakers; improvised ones share a situation only
                 "sentence": spoken.get(turn["id"], "").lower(), "text": spoken.get(turn["id"], ""),
+                "dialogue": path.stem, "turn": float(number),
                 "emotion_native": turn["emotion"], "intensity": "",
                 **{name: turn[name] for name in ("valence", "arousal", "dominance", "votes")}})
     return rows

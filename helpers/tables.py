@@ -38,6 +38,7 @@ SCHEMAS = {
         "end_s": pa.Column(float, nullable=True),
         "speaker": pa.Column(str), "sex": pa.Column(str, pa.Check.isin(["female", "male", "unknown"])),
         "group": pa.Column(str), "sentence": pa.Column(str), "text": pa.Column(str),
+        "dialogue": pa.Column(str), "turn": pa.Column(float, nullable=True),
         "emotion_native": pa.Column(str), "intensity": pa.Column(str),
         "valence": pa.Column(float, nullable=True), "arousal": pa.Column(float, nullable=True),
         "dominance": pa.Column(float, nullable=True),

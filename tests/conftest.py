@@ -92,7 +92,8 @@ def make_utterances(n_speakers: int = 10, per_emotion: int = 3, emotions=EMOTION
     women = n_speakers // 2 if women is None else women
     rows = [{"utterance_id": f"toy/s{s:02d}_{emotion}_{i}", "path": "", "start_s": np.nan, "end_s": np.nan,
              "speaker": f"s{s:02d}", "sex": "female" if s < women else "male", "group": f"g{s // per_group:02d}",
-             "sentence": f"sentence {i}", "text": "", "emotion_native": emotion, "emotion": emotion, "intensity": "",
+             "sentence": f"sentence {i}", "text": "", "dialogue": "", "turn": np.nan,
+             "emotion_native": emotion, "emotion": emotion, "intensity": "",
              "valence": np.nan, "arousal": np.nan, "dominance": np.nan, "duration_s": 1.0,
              "audio_hash": f"hash{s}{emotion}{i}", "quality": "ok"}
             for s in range(n_speakers) for emotion in emotions for i in range(per_emotion)]
