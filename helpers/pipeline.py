@@ -198,9 +198,8 @@ def execute(book: Notebook, values: dict, settings: Settings) -> dict:
     # what is found in the cache makes a run shorter: the longest one with these values is what they cost
     same = before.get("values") == record["values"]
     outcome["longest"] = max(outcome["seconds"], before.get("longest", before["seconds"]) if same else 0)
-    skipped = [event["reason"] for event in events if event["event"] == "skipped"]
-    if skipped and (not fault or fault.startswith("SystemExit")):
-        return outcome | {"status": "skipped", "reason": skipped[0]}
+    if fault.startswith("WeightsMissing: "):  # of helpers.pretrained: nothing is wrong with the notebook
+        return outcome | {"status": "skipped", "reason": "weights missing: " + fault.splitlines()[0].partition(": ")[2]}
     if not fault:
         written = {event["path"]: event["sha256"] for event in events if event["event"] == "write"}
         read = {event["path"]: event["sha256"] for event in reversed(events) if event["event"] == "read"}

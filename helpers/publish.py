@@ -26,7 +26,7 @@ def publish(books: list[Notebook], outcomes: dict[str, dict], settings: Settings
     ready, faults = {}, []
     for book in books:
         status = outcomes[book.name]["status"]
-        if status in ("failed", "skipped"):
+        if status == "failed":
             faults.append(f"{book.name}: {status} ({outcomes[book.name]['reason']})")
         if status not in ("run", "fresh"):
             continue
@@ -43,14 +43,30 @@ def publish(books: list[Notebook], outcomes: dict[str, dict], settings: Settings
     for path, notebook in ready.items():
         write(path, nbformat.writes(notebook) + "\n")
         mirror(settings.work / "figures", settings.project / "figures", f"{path.name[:2]}_*.png")
+    for source, target in results_of(books, settings).items():
+        write(settings.project / "data/results" / target, source.read_bytes())
     results = settings.project / "data/results" / settings.corpus / settings.policy_work.name
-    for source in [*(settings.policy_work / "predictions").glob("*.parquet"), settings.policy_work / "results.csv",
-                   settings.policy_work / "folds.csv", settings.reports / "run.json"]:
-        if source.is_file():
-            write(results / source.name, source.read_bytes())
-    for source in (settings.policy_work / "comparisons").glob("*.parquet"):
-        write(results / "comparisons" / source.name, source.read_bytes())
+    write(results / "run.json", (settings.reports / "run.json").read_bytes())
     write(results / "networks.json", json.dumps(networks(settings.policy_work / "records"), indent=1, sort_keys=True) + "\n")
+
+
+def results_of(books: list[Notebook], settings: Settings) -> dict[Path, Path]:
+    """Return which tables are published, and where to, below ``data/results``: what the notebooks say they wrote last.
+
+    Predictions, runs to compare, folds and results; of another corpus, too, if a notebook has results of one.
+    """
+    found = {}
+    for path in (Path(path) for book in books for path in read_json(settings.stamp(book)).get("outputs", {})):
+        if path.is_relative_to(settings.work.parent):
+            corpus, *inner = path.relative_to(settings.work.parent).parts
+            match inner:
+                case [policy, "folds.csv" | "results.csv" as name]:
+                    found[path] = Path(corpus, policy, name)
+                case [policy, "predictions", name] if name.endswith(".parquet"):
+                    found[path] = Path(corpus, policy, name)
+                case [policy, "comparisons", name] if name.endswith(".parquet"):
+                    found[path] = Path(corpus, policy, "comparisons", name)
+    return found
 
 
 def networks(records: Path) -> dict[str, dict]:

@@ -63,7 +63,10 @@ def run_here(book, values, settings, watch) -> str:
     for count, cell in enumerate(c for c in notebook.cells if c.cell_type == "code"):
         cell.execution_count = count + 3
         cell.metadata["papermill"] = {"duration": time.time()}
-        exec(cell.source, names)
+        try:
+            exec(cell.source, names)
+        except FileNotFoundError as error:
+            return f"{type(error).__name__}: {error}\nin cell [{cell.execution_count}]"
         watch.cells += 1
     notebook.cells[-1].outputs = names.get("outputs", [])
     nbformat.write(notebook, settings.executed(book))
@@ -191,10 +194,13 @@ def test_imports_are_found_in_every_spelling():
     assert pipeline.imported(source, "here") == {"a", "c", "d", "e", "g", "h"}
 
 
-def test_notebook_that_skips_itself_is_tried_again(project):
-    write_notebook(project, "02_second", LOG + "log(event='skipped', reason='no weights')")
-    assert run(project) == {"01": "run", "02": "skipped"}
-    assert run(project) == {"01": "fresh", "02": "skipped"}
+def test_notebook_whose_weights_are_missing_is_skipped_and_tried_again(project, capsys):
+    write_notebook(project, "02_second", "class WeightsMissing(FileNotFoundError): pass",
+                   "raise WeightsMissing('put them into SER_MODELS')")
+    write_notebook(project, "03_third", "x = 1")
+    assert run(project) == {"01": "run", "02": "skipped", "03": "run"}
+    assert run(project) == {"01": "fresh", "02": "skipped", "03": "fresh"}
+    assert "weights missing: put them into SER_MODELS" in capsys.readouterr().out
 
 
 def test_what_a_run_cost_survives_a_failure(project):
@@ -259,16 +265,23 @@ from nbformat import from_dict; outputs = [from_dict(o) for o in outputs]"""
 @pytest.fixture
 def publishable(project) -> notebooks.Settings:
     (project / "notebooks/02_second.ipynb").unlink()
-    write_notebook(project, "01_first", "x = 1", OUTPUTS, HERE=str(project), DEVICE="auto")
+    work = project / "work"
+    tell = LOG + """import hashlib, pathlib
+for path in [p for pattern in ('*/*/*/*.parquet', '*/*/*.csv') for p in pathlib.Path(HERE, 'work').glob(pattern)]:
+    if 'renamed' not in path.name:
+        log(event='write', path=str(path), sha256=hashlib.sha256(path.read_bytes()).hexdigest())"""
+    write_notebook(project, "01_first", tell, OUTPUTS, HERE=str(project), DEVICE="auto")
     (project / "README.md").write_text("a\n<!-- results:begin -->\nOLD\n<!-- results:end -->\nb\n"
                                        "<!-- comparisons:begin -->\n<!-- comparisons:end -->\n"
                                        "<!-- cost:begin -->\n<!-- cost:end -->\nc")
     settings = settings_of(project, device="cpu")
     folds = make_folds(make_utterances(10, 4), n_folds=5)
     tables.write_table(folds, settings.policy_work / "folds.csv", "folds", notebook="test")
-    for name, skill in {"predictions/net": 2.5, "comparisons/net__without_it": 1.0}.items():
+    for name, skill in {"predictions/net": 2.5, "predictions/renamed": 1.0, "comparisons/net__without_it": 1.0,
+                        "untrained/random": 0.0}.items():
         table = make_predictions(folds, skill)
         tables.write_table(table, settings.policy_work / f"{name}.parquet", "predictions", notebook="test")
+    tables.write_table(table, work / "talk/seven/predictions/words.parquet", "predictions", notebook="test")
     fold = {"fit": ["a", "b"], "notes": {"parameters": 9, "curves": [{}, {}], "setting": {"epochs": 5, "dropout": 0.3}}}
     record = {"variant": "inductive", "inputs": {"shape": [4, 5]}, "folds": {"1": fold, "2": fold},
               "settings": {"build": "MelCNN", "search": {"epochs": [1]}, "trials": 2, "epochs": 9, "options": {"hidden": 4}}}
@@ -305,6 +318,7 @@ def test_published_files_and_readme(publishable):
     results = publishable.project / "data/results/demo/four"
     assert {str(path.relative_to(results)) for path in results.rglob("*") if path.is_file()} == {
         "net.parquet", "comparisons/net__without_it.parquet", "folds.csv", "results.csv", "run.json", "networks.json"}
+    assert [path.name for path in (publishable.project / "data/results/talk/seven").iterdir()] == ["words.parquet"]
     assert json.loads((results / "networks.json").read_text()) == {"net": {
         "inputs": {"shape": [4, 5]}, "parameters": 9, "epochs": [2, 2], "clips": [2, 2],
         "settings": {"build": "MelCNN", "trials": 2, "epochs": 5, "options": {"hidden": 4, "dropout": 0.3}}}}
