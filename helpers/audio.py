@@ -2,12 +2,21 @@
 
 Conventions
 -----------
-``signal`` is float32, mono, shape ``(n_samples,)``, full scale ±1; ``sampling_rate`` is in Hz. Audio files are only
+``signal`` is float32, mono, shape ``(n_samples,)``, full scale ±1; ``sampling_rate`` is in Hz. A corpus's files are only
 ever read.
+
+Run ``python -m helpers.audio FOLDER TARGET`` to convert recordings that libsndfile does not read (m4a, webm, amr, video).
 """
 
+import argparse
+import functools
 import hashlib
+import itertools
 import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +34,11 @@ LONG_DURATION_S = 60.0  # longer ones are conversations, not utterances
 TRIM_DB = 40.0  # leading and trailing frames this far below the loudest frame are silence
 SILENT_DBFS = -60.0  # a clip whose loudest frame is below this holds no speech
 CLIPPED_SHARE = 0.001  # share of samples at full scale from which a clip counts as clipped
+PIECE_S = 7.0  # longer clips are cut for models whose cost grows with the square of the duration
+PIECE_OVERLAP_S = 1.0  # so that no syllable falls between two pieces
+KEPT_PAUSE_S = 0.3  # shorter pauses are part of how something is said
 AUDIO_SUFFIXES = {".wav", ".flac", ".opus", ".ogg", ".mp3", ".aiff", ".aif", ".au"}
+OTHER_SUFFIXES = {".m4a", ".mp4", ".aac", ".webm", ".wma", ".amr", ".3gp", ".mov", ".mkv"}  # read by ffmpeg alone
 
 
 def is_audio(path: Path) -> bool:
@@ -132,6 +145,135 @@ def trim(signal: np.ndarray, top_db: float = TRIM_DB, hop_length: int = 160) -> 
     return signal[heard[0] * hop_length: (heard[-1] + 1) * hop_length] if len(heard) else signal
 
 
+def voice_activity(signal: np.ndarray, method: str = "auto") -> np.ndarray:
+    """Find the parts of a clip in which somebody speaks.
+
+    Parameters
+    ----------
+    signal
+        At ``SAMPLING_RATE``.
+    method
+        "silero": a small network that was trained to tell speech from everything else (Silero VAD, 2021; it comes with its
+        package). "energy": frames within ``TRIM_DB`` of the loudest one, for quiet rooms. "auto": silero where it is installed.
+
+    Returns
+    -------
+    np.ndarray [shape=(n_parts, 2), int]
+        First sample of each part and the one after its last, in order, not overlapping; pauses shorter than ``KEPT_PAUSE_S``
+        belong to a part. No rows where nobody speaks.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If silero is asked for and not installed.
+    """
+    detector = _silero() if method in ("auto", "silero") else None
+    if method == "silero" and detector is None:
+        raise ModuleNotFoundError("silero-vad is not installed: pip install silero-vad, or use method='energy'")
+    if detector is not None:
+        parts = np.array(detector(signal), int).reshape(-1, 2)
+    else:
+        rms = frame_rms(signal)
+        heard = np.concatenate([[0], rms > max(rms.max() * 10 ** (-TRIM_DB / 20), 10 ** (SILENT_DBFS / 20)), [0]]).astype(int)
+        parts = np.flatnonzero(np.diff(heard)).reshape(-1, 2) * 160
+    if not len(parts):
+        return parts
+    gaps = parts[1:, 0] - parts[:-1, 1] >= KEPT_PAUSE_S * SAMPLING_RATE
+    first, last = np.concatenate([[True], gaps]), np.concatenate([gaps, [True]])
+    return np.stack([parts[first, 0], parts[last, 1]], axis=1).clip(0, len(signal))
+
+
+def speech_only(signal: np.ndarray, parts: np.ndarray, margin_s: float = 0.1) -> np.ndarray:
+    """Return a clip without its silent zones: the parts of :func:`voice_activity`, each with a margin, joined.
+
+    A clip in which no speech was found is returned as it is: that a detector is deaf to a whisper is no reason to lose it.
+    """
+    margin = round(margin_s * SAMPLING_RATE)
+    ends = [0, *((a[1] + b[0]) // 2 for a, b in itertools.pairwise(parts)), len(signal)]  # margins never overlap
+    kept = [signal[max(start - margin, ends[i]): min(stop + margin, ends[i + 1])] for i, (start, stop) in enumerate(parts)]
+    return np.concatenate(kept) if kept else signal
+
+
+def pieces(n_samples: int, longest_s: float = PIECE_S, overlap_s: float = PIECE_OVERLAP_S) -> list[slice]:
+    """Cut a long clip into as few pieces of equal length as possible, evenly spread, that overlap.
+
+    Parameters
+    ----------
+    n_samples
+        Of the clip, at ``SAMPLING_RATE``.
+    longest_s, overlap_s
+        A piece's length, and by how much neighbours overlap at least, in seconds.
+
+    Returns
+    -------
+    list of slice
+        One for a clip that is not too long; none of the clip's samples is lost.
+    """
+    if not 0 <= overlap_s < longest_s:
+        raise ValueError(f"pieces of {longest_s} s can't overlap by {overlap_s} s: give an overlap of at least 0 and less "
+                         "than a piece")
+    length, overlap = round(longest_s * SAMPLING_RATE), round(overlap_s * SAMPLING_RATE)
+    if n_samples <= length:
+        return [slice(0, n_samples)]
+    count = -(-(n_samples - overlap) // (length - overlap))
+    return [slice(start, start + length) for start in np.linspace(0, n_samples - length, count).round().astype(int).tolist()]
+
+
+def convert(source: Path, target: Path) -> Path:
+    """Write any recording as a 16 kHz, 16-bit mono wav: with ffmpeg where it is installed, else with libsndfile.
+
+    Parameters
+    ----------
+    source
+        Anything that ffmpeg decodes (also the sound of a video); without it, what libsndfile decodes.
+    target
+        The wav; it appears under its name only when it is complete.
+
+    Raises
+    ------
+    ValueError
+        If the recording can't be decoded; the text says by what, and why.
+    """
+    source, target = Path(source), Path(target)
+    if not source.is_file():
+        raise FileNotFoundError(f"{source} is not there")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".converting") as folder:
+        whole = Path(folder) / "whole.wav"
+        if program := shutil.which("ffmpeg"):
+            done = subprocess.run([program, "-nostdin", "-v", "error", "-i", source.resolve(), "-vn", "-ac", "1", "-ar",
+                                   str(SAMPLING_RATE), "-c:a", "pcm_s16le", whole], capture_output=True, text=True, check=False)
+            if done.returncode or not whole.is_file():
+                why = done.stderr.strip().splitlines() or ["no sound in it"]
+                raise ValueError(f"{source.name} can't be decoded by ffmpeg ({why[-1]}): is it a recording, and complete?")
+        else:
+            try:
+                soundfile.write(whole, load(source), SAMPLING_RATE, subtype="PCM_16")
+            except ValueError as error:
+                raise ValueError(f"{error} ffmpeg reads more formats, and is not installed.") from None
+        os.replace(whole, target)
+    return target
+
+
+def main() -> None:
+    """Convert a folder of recordings, keeping its tree and names; what can't be converted is named at the end."""
+    parser = argparse.ArgumentParser(prog="python -m helpers.audio", description=main.__doc__)
+    parser.add_argument("folder", type=Path, help="of recordings of any format")
+    parser.add_argument("target", type=Path, help="folder of the 16 kHz wavs")
+    options = parser.parse_args()
+    known = AUDIO_SUFFIXES | OTHER_SUFFIXES
+    sources = [path for path in sorted(options.folder.rglob("*")) if path.suffix.lower() in known and path.name[:2] != "._"]
+    if not sources:
+        raise SystemExit(f"{options.folder} holds no recordings ({', '.join(sorted(known))})")
+    targets = [options.target / path.relative_to(options.folder).with_suffix(".wav") for path in sources]
+    if doubled := {target for target in targets if targets.count(target) > 1}:
+        raise SystemExit(f"{len(doubled)} recordings differ in their suffix alone, e.g. {min(doubled)}: rename one of each")
+    faults = [fault for fault in over_clips(_converted, zip(sources, targets, strict=True), progress="converting") if fault]
+    print(f"{len(sources) - len(faults)} of {len(sources)} recordings lie under {options.target}")
+    if faults:
+        raise SystemExit("\n".join(faults))
+
+
 def frame_rms(signal: np.ndarray, frame_length: int = 512, hop_length: int = 160) -> np.ndarray:
     """Return the root mean square of each centred frame (32 ms every 10 ms by default), shape ``(n_frames,)``."""
     frames = sliding_window_view(np.pad(signal, frame_length // 2), frame_length)[::hop_length]
@@ -149,6 +291,36 @@ def play(signal: np.ndarray, sampling_rate: int = SAMPLING_RATE) -> None:
         from IPython.display import Audio, display
 
         display(Audio(signal, rate=sampling_rate))
+
+
+def _converted(source: Path, target: Path) -> str:
+    """Convert one recording; returns what went wrong."""
+    try:
+        convert(source, target)
+    except (ValueError, OSError) as error:
+        return f"{source}: {error}"
+    return ""
+
+
+@functools.cache
+def _silero() -> Callable | None:
+    """Return a function from a signal to the parts with speech; None where the package is not installed."""
+    import torch  # late: it takes seconds, and most of this module does without
+
+    threads = torch.get_num_threads()
+    try:
+        import silero_vad
+    except ModuleNotFoundError:
+        return None
+    finally:
+        torch.set_num_threads(threads)  # importing it sets them to one, for the whole process
+    model = silero_vad.load_silero_vad()
+
+    def detect(signal: np.ndarray) -> list[tuple[int, int]]:
+        found = silero_vad.get_speech_timestamps(torch.from_numpy(signal), model, sampling_rate=SAMPLING_RATE)
+        return [(part["start"], part["end"]) for part in found]
+
+    return detect
 
 
 def _stored_measure(path: str, start_s: float, end_s: float) -> dict:
@@ -191,3 +363,7 @@ def _resample(signal: np.ndarray, native_rate: int, sampling_rate: int) -> np.nd
     if native_rate == sampling_rate:
         return signal
     return soxr.resample(signal, native_rate, sampling_rate).astype(np.float32)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,11 +1,13 @@
 """Where things lie.
 
-Two environment variables move the two folders that can grow large:
+Environment variables move the folders that can grow large:
 
 ``SER_DATA``
     folder of the raw corpora, one sub-folder each; only ever read, except by a download (default ``data/raw``).
 ``SER_WORK``
     folder of everything that is derived from them (default ``data/work``).
+``SER_MODELS``
+    folder of pretrained models that were put there by hand, one sub-folder each (default ``SER_WORK/pretrained``).
 """
 
 import os
@@ -23,6 +25,11 @@ def work(corpus: str = "", policy: str = "") -> Path:
     """Return the folder of derived files (``SER_WORK``), of a corpus, or of one label policy of a corpus."""
     root = Path(os.environ.get("SER_WORK") or PROJECT / "data/work").expanduser().resolve()
     return root / corpus / policy
+
+
+def models() -> Path:
+    """Return the folder of pretrained models (``SER_MODELS``)."""
+    return Path(os.environ.get("SER_MODELS") or work("pretrained")).expanduser().resolve()
 
 
 def reports(corpus: str) -> Path:

@@ -59,7 +59,9 @@ class Network:
     build
         ``build(n_classes, shape, **options)`` → an untrained module that takes a batch of inputs of this shape and returns
         logits. If it has a method ``fit_inputs``, that is given the training inputs first (to learn how to scale them); if it
-        has a method ``begin_epoch``, that is told before each epoch which share of the training is over (to unfreeze layers).
+        has a method ``begin_epoch``, that is told before each epoch which share of the training is over (to unfreeze layers);
+        if it has a method ``parameter_groups``, that says which parts learn at which rate. ``largest_batch``, if it has one, is
+        how many clips it predicts at a time.
     options
         Passed on to `build`.
     epochs
@@ -67,8 +69,9 @@ class Network:
     patience
         Epochs without a better negative log-likelihood on the valid speakers (emotions weighted as in training) after which
         training stops. The best epoch's weights are kept.
-    batch_size
-        Clips, at least 2 for each process; over several processes it is divided among them.
+    batch_size, accumulate
+        Clips, at least 2 for each process; over several processes it is divided among them. A batch that does not fit into
+        memory is passed through in so many parts, whose gradients add up to those of the whole.
     optimiser, momentum, weight_decay
         A name in ``OPTIMISERS``; momentum is for SGD and RMSprop.
     learning_rate, schedule
@@ -94,6 +97,7 @@ class Network:
     epochs: int = 40
     patience: int = 10
     batch_size: int = 32
+    accumulate: int = 1
     optimiser: str = "AdamW"
     momentum: float = 0.9
     weight_decay: float = 1e-2
@@ -118,7 +122,8 @@ class Network:
         """Return everything a result depends on, for the cache; the name, the device and what is left to it are no part."""
         settings = {f.name: getattr(self, f.name) for f in fields(self)} | {"augment": self.augment.recipe(),
                                                                            "build": self.build.__qualname__}
-        for name in ("name", "device", *(["precision"] if self.precision == "auto" else [])):
+        left = {"precision": "auto", "accumulate": 1}
+        for name in ("name", "device", *(name for name, value in left.items() if settings[name] == value)):
             del settings[name]
         loop = [Trainer.__init__, Trainer.run, Trainer.train_epoch, Trainer.copies, Trainer.loss, Trainer.predict,
                 _optimiser, _schedule, *([Network._search] if self.trials else [])]
@@ -198,7 +203,7 @@ def embeddings(model: Network, inputs: np.ndarray, utterance_ids: pd.Series, fol
         net = model.restore(weights, n_classes, inputs.shape[1:]).to(device)
         with torch.inference_mode():
             parts = [net.embed(torch.tensor(batch, device=device)).cpu().numpy()
-                     for batch in np.array_split(inputs, -(-len(inputs) // 256))]
+                     for batch in np.array_split(inputs, -(-len(inputs) // getattr(net, "largest_batch", 256)))]
         result[int(fold)] = np.concatenate(parts)
     return result
 
@@ -268,10 +273,11 @@ class Trainer:
         self.device = self.accelerator.device
         self.bf16 = has_bfloat16(self.device.type) if settings.precision == "auto" else settings.precision == "bf16"
         self.rank, self.n_processes = self.accelerator.process_index, self.accelerator.num_processes
-        if min(settings.batch_size, len(train.inputs)) < 2 * self.n_processes:
+        self.n_parts = self.n_processes * settings.accumulate
+        if min(settings.batch_size, len(train.inputs)) < 2 * self.n_parts:
             raise ValueError(f"{settings.name}: {len(train.inputs)} training clips in batches of {settings.batch_size}, over "
-                             f"{self.n_processes} process(es): each needs at least 2 at a time, since batch normalisation "
-                             "compares clips. Raise BATCH_SIZE, or give more training clips.")
+                             f"{self.n_processes} process(es), in {settings.accumulate} part(s): each needs at least 2 at a "
+                             "time, since batch normalisation compares clips. Raise BATCH_SIZE, or give more training clips.")
         torch.manual_seed(seed)
         self.generator = torch.Generator().manual_seed(seed)
         net = settings.build(n_classes, train.inputs.shape[1:], **settings.options)
@@ -333,24 +339,25 @@ class Trainer:
         self.net.train()
         inputs = self.copies() if settings.augment.copies else self.inputs
         batches = [rows for rows in torch.randperm(len(self.inputs), generator=self.generator).split(settings.batch_size)
-                   if len(rows) >= 2 * self.n_processes]  # batch normalisation needs two
+                   if len(rows) >= 2 * self.n_parts]  # batch normalisation needs two
         losses = torch.zeros(len(batches), device=self.device)
         for i, rows in enumerate(batches):
             # every process draws for the whole batch and keeps its share, so that all see the same random numbers
             rows = rows.to(self.device)
-            share = slice(self.rank, None, self.n_processes)
             batch, partners, own = settings.augment(inputs[rows], self.generator)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-                logits = self.net(batch[share])
-            value = self.loss(logits, self.targets[rows], share, own)
-            if partners is not None:
-                value = value + self.loss(logits, self.targets[rows][partners], share, 1 - own)
             self.optimiser.zero_grad()
-            self.accelerator.backward(value * self.n_processes)  # gradients are averaged over processes
+            for part in range(settings.accumulate):
+                share = slice(self.rank + part * self.n_processes, None, self.n_parts)
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                    logits = self.net(batch[share])
+                value = self.loss(logits, self.targets[rows], share, own)
+                if partners is not None:
+                    value = value + self.loss(logits, self.targets[rows][partners], share, 1 - own)
+                self.accelerator.backward(value * self.n_processes)  # gradients are averaged over processes
+                losses[i] += value.detach()
             self.accelerator.clip_grad_norm_(self.net.parameters(), settings.clip)
             self.optimiser.step()
             self.schedule.step()
-            losses[i] = value.detach()
         losses = self.accelerator.reduce(losses, "sum")  # one transfer an epoch: a GPU never waits for a batch's loss
         self.require_finite(losses.cpu(), batches)
         sizes = torch.tensor([len(rows) for rows in batches], dtype=torch.float)
@@ -386,7 +393,7 @@ class Trainer:
     def predict(self, inputs: np.ndarray) -> np.ndarray:
         """Return probabilities, shape ``(n_rows, n_classes)``; always computed in float32."""
         net = self.bare_net().eval()
-        batches = torch.tensor(inputs).split(256)
+        batches = torch.tensor(inputs).split(getattr(net, "largest_batch", 256))
         return torch.cat([net(batch.to(self.device)).softmax(1).cpu() for batch in batches]).double().numpy()
 
     def bare_net(self) -> nn.Module:
@@ -468,14 +475,14 @@ def _accelerator(device: str) -> Accelerator:
 
 def _optimiser(settings: Network, net: nn.Module) -> torch.optim.Optimizer:
     more = {"momentum": settings.momentum} if settings.optimiser in ("SGD", "RMSprop") else {}
-    return OPTIMISERS[settings.optimiser](net.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay,
-                                          **more)
+    parts = net.parameter_groups(settings.learning_rate) if hasattr(net, "parameter_groups") else net.parameters()
+    return OPTIMISERS[settings.optimiser](parts, lr=settings.learning_rate, weight_decay=settings.weight_decay, **more)
 
 
 def _schedule(settings: Network, optimiser: torch.optim.Optimizer, n_steps: int) -> torch.optim.lr_scheduler.LRScheduler:
     schedulers = torch.optim.lr_scheduler
     if settings.schedule == "one-cycle":  # momentum stays: RMSprop and SGD as their settings say
-        return schedulers.OneCycleLR(optimiser, settings.learning_rate, n_steps,
+        return schedulers.OneCycleLR(optimiser, [group["lr"] for group in optimiser.param_groups], n_steps,
                                      cycle_momentum=settings.optimiser in ("Adam", "AdamW"))
     if settings.schedule == "cosine":
         return schedulers.CosineAnnealingLR(optimiser, n_steps)

@@ -48,6 +48,29 @@ def pictures(n: int = 48, frames: int = 32, seed: int = 0) -> Part:
     return Part(images, classes, np.repeat(["a", "b"], n // 2))
 
 
+class Plain(torch.nn.Module):
+    """Nothing that compares clips or draws numbers: parts of a batch must add up to the whole."""
+
+    def __init__(self, n_classes: int, shape: tuple[int, int]):
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(shape[0] * shape[1], n_classes))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.layers(images.float() / 255)
+
+
+def test_a_batch_in_parts_teaches_the_same():
+    train, valid, test = pictures(), pictures(24, seed=1), pictures(24, seed=2)
+    losses = []
+    for parts in (1, 4):
+        net = Network("plain", Plain, epochs=3, batch_size=16, accumulate=parts, device="cpu", precision="float32")
+        losses.append([row["train_loss"] for row in net.fit_predict(train, valid, test.inputs, 3, seed=5)["notes"]["curves"]])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert "accumulate" not in Network("plain", Plain).recipe(), "what was trained before is found again"
+    with pytest.raises(ValueError, match=r"in 16 part\(s\): each needs at least 2"):
+        Network("plain", Plain, batch_size=16, accumulate=16, device="cpu").fit_predict(train, valid, test.inputs, 3, seed=5)
+
+
 def test_network_learns_and_is_deterministic():
     net = Network("CNN", MelCNN, epochs=8, patience=8, batch_size=16, device="cpu")
     train, valid, test = pictures(), pictures(24, seed=1), pictures(24, seed=2)

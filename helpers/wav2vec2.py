@@ -1,0 +1,323 @@
+"""Pretrained speech encoders: what each of their layers makes of a clip, and fine-tuning.
+
+wav2vec 2.0, HuBERT, WavLM and Whisper's encoder, through transformers. They were trained on hundreds of hours of speech without
+labels (Whisper: with transcripts), and turn samples into a row of numbers every 20 ms, anew in each layer.
+
+Conventions
+-----------
+A *clip* is an int16 array of samples at 16 kHz, as :func:`prepare` returns it. Padding counts for nothing: a clip's
+embedding is the same alone and beside longer ones.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from helpers import audio, pretrained
+from helpers.cache import code, fetch, recipe_hash, stored_at
+from helpers.parallel import over_clips
+from helpers.training import find_device, has_bfloat16
+
+PADDING = np.iinfo(np.int16).min  # no sample of a clip has this value
+BATCH_S = 48.0  # seconds of audio in one batch, padding included
+
+
+def prepare(utterances: pd.DataFrame, detector: str = "auto", longest_s: float = audio.PIECE_S,
+            overlap_s: float = audio.PIECE_OVERLAP_S, n_jobs: int = -1) -> tuple[pd.DataFrame, list[np.ndarray]]:
+    """Take the silent zones out of every clip, and cut long ones into overlapping pieces.
+
+    Parameters
+    ----------
+    utterances
+        With ``utterance_id``, ``path``, ``start_s`` and ``end_s``.
+    detector
+        See ``audio.voice_activity``.
+    longest_s, overlap_s
+        See ``audio.pieces``.
+    n_jobs
+        Processes.
+
+    Returns
+    -------
+    pieces : pd.DataFrame
+        A row per piece: ``utterance_id`` (the clip's own, with ``#1``, ``#2``, … where it was cut), ``parent_id``,
+        ``duration_s``, and of the whole clip ``before_s`` and ``after_s``, its duration with and without silence.
+    clips : list of np.ndarray [shape=(n_samples,), int16]
+        In the same order.
+    """
+    rows, clips = [], []
+    arguments = [(u.path, u.start_s, u.end_s, detector) for u in utterances.itertuples()]
+    found = over_clips(_speech, arguments, n_jobs, "voice activity")
+    for parent, (before, speech) in zip(utterances["utterance_id"], found, strict=True):
+        cuts = audio.pieces(len(speech), longest_s, overlap_s)
+        for i, cut in enumerate(cuts, start=1):
+            clips.append(speech[cut])
+            rows.append({"utterance_id": f"{parent}#{i}" if len(cuts) > 1 else parent, "parent_id": parent,
+                         "duration_s": len(clips[-1]) / audio.SAMPLING_RATE, "before_s": before / audio.SAMPLING_RATE,
+                         "after_s": len(speech) / audio.SAMPLING_RATE})
+    return pd.DataFrame(rows), clips
+
+
+def pieces_of_folds(folds: pd.DataFrame, pieces: pd.DataFrame) -> pd.DataFrame:
+    """Return the folds table of the pieces: each keeps its clip's emotion, speaker, fold and role."""
+    parents = pieces[["utterance_id", "parent_id"]].rename(columns={"utterance_id": "piece"})
+    lost = set(folds["utterance_id"]) - set(parents["parent_id"])
+    if lost:
+        raise ValueError(f"{len(lost)} utterances of the folds have no pieces, e.g. {sorted(lost)[:3]}: prepare them all")
+    rows = folds.merge(parents, left_on="utterance_id", right_on="parent_id")
+    return rows.assign(utterance_id=rows["piece"])[folds.columns.tolist()]
+
+
+def mean_over_pieces(predictions: pd.DataFrame, pieces: pd.DataFrame) -> pd.DataFrame:
+    """Return predictions of clips: the mean of the probabilities of their pieces."""
+    parents = pieces.set_index("utterance_id")["parent_id"]
+    rows = predictions.assign(utterance_id=parents.loc[predictions["utterance_id"]].to_numpy())
+    keys = [name for name in rows.columns if not name.startswith("p_")]
+    return rows.groupby(keys, sort=False, as_index=False).mean()[predictions.columns.tolist()]
+
+
+class SpeechEncoder(nn.Module):
+    """A pretrained encoder in which padding counts for nothing.
+
+    The first convolution of wav2vec 2.0 base, HuBERT base and WavLM base is followed by a normalisation over time, which sees
+    padding; here it takes the clip's own frames alone. Everything after it is masked by transformers.
+
+    Parameters
+    ----------
+    name, weights
+        See ``pretrained.load``.
+
+    Attributes
+    ----------
+    model
+        The encoder of transformers.
+    processor
+        What the checkpoint was trained to be given: samples as they are, standardised, or Whisper's mel-spectrogram.
+    n_layers, n_units
+        Layers of numbers that come out (the input of the first layer counts), and numbers per frame.
+    """
+
+    def __init__(self, name: str, weights: str = ""):
+        super().__init__()
+        import transformers
+
+        model = pretrained.load(name, weights)
+        self.processor = transformers.AutoFeatureExtractor.from_pretrained(pretrained.locate(name))
+        self.reads_mel = isinstance(self.processor, transformers.WhisperFeatureExtractor)
+        self.model = model.get_encoder() if self.reads_mel else model
+        if self.processor.sampling_rate != audio.SAMPLING_RATE:
+            raise ValueError(f"{name} wants audio at {self.processor.sampling_rate} Hz, clips are at {audio.SAMPLING_RATE} Hz")
+        self.norm = None
+        if not self.reads_mel:
+            first = self.model.feature_extractor.conv_layers[0]
+            if isinstance(getattr(first, "layer_norm", None), nn.GroupNorm):
+                self.norm = first.layer_norm = ClipNorm(first.layer_norm, first.conv)
+        config = self.model.config
+        self.n_layers, self.n_units = config.num_hidden_layers + 1, config.hidden_size
+
+    def batch(self, clips: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return clips as one batch, as the checkpoint wants them, and how many samples each has."""
+        signals = [clip.astype(np.float32) / 32768 for clip in clips]
+        values = self.processor(signals, sampling_rate=audio.SAMPLING_RATE, return_tensors="pt",
+                                **({} if self.reads_mel else {"padding": True, "return_attention_mask": True}))
+        return values["input_features" if self.reads_mel else "input_values"], torch.tensor([len(clip) for clip in clips])
+
+    def forward(self, inputs: torch.Tensor, n_samples: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+        """Return each layer's output, of shape ``(batch, n_frames, n_units)``, and which frames are the clip's own."""
+        if self.reads_mel:  # always 30 s, by its training; 10 ms a mel frame, two of which make one
+            states, n_frames = self.model(inputs, output_hidden_states=True).hidden_states, -(-n_samples // 320)
+        else:
+            if self.norm is not None:
+                self.norm.n_samples = n_samples
+            mask = torch.arange(inputs.shape[1], device=inputs.device) < n_samples[:, None]
+            states = self.model(inputs, attention_mask=mask.long(), output_hidden_states=True).hidden_states
+            n_frames = self.model._get_feat_extract_output_lengths(n_samples)
+        return states, torch.arange(states[0].shape[1], device=inputs.device) < n_frames[:, None]
+
+
+class ClipNorm(nn.Module):
+    """Normalise each channel over a clip's own frames: ``GroupNorm`` with one group per channel, blind to padding."""
+
+    def __init__(self, norm: nn.GroupNorm, conv: nn.Conv1d):
+        super().__init__()
+        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+        self.window, self.stride = conv.kernel_size[0], conv.stride[0]
+        self.n_samples: torch.Tensor | None = None  # set before each batch
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        n_frames = (self.n_samples - self.window) // self.stride + 1
+        own = (torch.arange(maps.shape[2], device=maps.device) < n_frames[:, None])[:, None]
+        count, values = n_frames[:, None, None], maps.float()
+        mean = (values * own).sum(2, keepdim=True) / count
+        variance = ((values - mean).square() * own).sum(2, keepdim=True) / count
+        return ((values - mean) * torch.rsqrt(variance + self.eps) * self.weight[:, None] + self.bias[:, None]).to(maps.dtype)
+
+
+def embeddings(name: str, clips: Sequence[np.ndarray], device: str = "auto", batch_s: float = BATCH_S) -> np.ndarray:
+    """Return the mean and the standard deviation over time of every layer, one forward pass per clip.
+
+    Clips of similar length share a batch, so that little is padding. Each clip's embedding is stored, under a hash of its
+    samples and of the weights.
+
+    Parameters
+    ----------
+    name
+        Of the encoder; see ``pretrained.locate``.
+    clips
+        From :func:`prepare`.
+    device
+        "auto" takes a GPU where there is one, and computes in half precision there.
+    batch_s
+        Seconds of audio in one batch; lower it where memory is short.
+
+    Returns
+    -------
+    np.ndarray [shape=(n_clips, n_layers, 2 * n_units), float32]
+        Means first. The first layer is the encoder's input to its first transformer layer.
+    """
+    place = find_device(device)
+    half = place.type == "cuda"
+    weights = pretrained.fingerprint(pretrained.locate(name))
+    recipe = recipe_hash(weights, half, code(SpeechEncoder), code(ClipNorm), code(pooled))
+    keys = [recipe_hash(recipe, clip) for clip in clips]
+    missing = [i for i, key in enumerate(keys) if not stored_at("embeddings", key).is_file()]
+    encoder = SpeechEncoder(name).eval().to(place) if missing else None
+    with tqdm(total=len(clips), initial=len(clips) - len(missing), desc=f"embeddings, {name}", unit="clip") as bar:
+        for rows in by_length([len(clips[i]) for i in missing], batch_s):
+            values = pooled(encoder, [clips[missing[row]] for row in rows], half)
+            for row, value in zip(rows, values, strict=True):
+                fetch("embeddings", keys[missing[row]], lambda value=value: {"pooled": value})
+            bar.update(len(rows))
+
+    def alone(clip: np.ndarray) -> dict[str, np.ndarray]:  # of a clip whose stored file is damaged
+        return {"pooled": pooled(encoder or SpeechEncoder(name).eval().to(place), [clip], half)[0]}
+
+    return np.stack([fetch("embeddings", key, lambda clip=clip: alone(clip))["pooled"]
+                     for key, clip in zip(keys, clips, strict=True)])
+
+
+def by_length(lengths: Sequence[int], batch_s: float = BATCH_S) -> list[np.ndarray]:
+    """Return batches of row numbers, rows of similar length together, at most `batch_s` seconds each with padding."""
+    batches, rows = [], []
+    for row in np.argsort(lengths, kind="stable")[::-1]:  # the longest first: if memory is short, it shows at once
+        if rows and lengths[rows[0]] * (len(rows) + 1) > batch_s * audio.SAMPLING_RATE:
+            batches, rows = [*batches, np.array(rows)], []
+        rows.append(row)
+    return [*batches, np.array(rows)] if rows else []
+
+
+@torch.inference_mode()
+def pooled(encoder: SpeechEncoder, clips: Sequence[np.ndarray], half: bool = False) -> np.ndarray:
+    """Return the mean and the standard deviation of each layer over the clips' own frames, in one forward pass."""
+    device = next(encoder.parameters()).device
+    inputs, n_samples = (values.to(device) for values in encoder.batch(clips))
+    kind = torch.bfloat16 if half and has_bfloat16("cuda") else torch.float16
+    with torch.autocast(device.type, kind, enabled=half):
+        states, own = encoder(inputs, n_samples)
+    own = own[:, :, None].float()
+    count, layers = own.sum(1), []
+    for state in states:
+        mean = (state.float() * own).sum(1) / count
+        deviation = (((state.float() - mean[:, None]) * own).square().sum(1) / count).sqrt()
+        layers.append(torch.cat([mean, deviation], dim=1))
+    return torch.stack(layers, dim=1).cpu().numpy()
+
+
+def padded(clips: Sequence[np.ndarray]) -> np.ndarray:
+    """Return clips as one int16 array for :class:`FineTuned`; padding is told from silence by a value that no sample has."""
+    result = np.full((len(clips), max(map(len, clips))), PADDING, np.int16)
+    for row, clip in zip(result, clips, strict=True):
+        row[: len(clip)] = clip
+    return result
+
+
+class FineTuned(pretrained.Tuned):
+    """A pretrained encoder with a head of two layers on the mean of its last layer, trained together.
+
+    The convolutions that read the samples stay as they are (as in the papers), and so does everything else but a low-rank
+    adapter if `rank` is set.
+
+    Parameters
+    ----------
+    n_classes
+        Number of emotions.
+    shape
+        Of a clip: ``(n_samples,)``, as :func:`padded` makes them.
+    encoder
+        Name; see ``pretrained.locate``. One that reads samples (not Whisper, which wants 30 s of mel-spectrogram per clip).
+    weights
+        Its ``pretrained.fingerprint``: a result depends on it, whatever the name.
+    n_hidden, dropout
+        Of the head.
+    decay
+        Each layer of the encoder learns at so many times the rate of the layer above it.
+    body_rate
+        The encoder's top layer learns at so many times the head's rate.
+    rank
+        Of the adapter (LoRA) on each attention's queries and values; 0: all layers are trained.
+
+    Shapes
+    ------
+    clips : int16 tensor (batch, n_samples); -32768 is padding
+    returns : logits (batch, n_classes)
+
+    References
+    ----------
+    A. Baevski et al., "wav2vec 2.0", NeurIPS 2020. E. J. Hu et al., "LoRA", ICLR 2022.
+    """
+
+    largest_batch = 16
+
+    def __init__(self, n_classes: int, shape: tuple[int], encoder: str, weights: str, n_hidden: int = 256, dropout: float = 0.2,
+                 decay: float = 0.9, body_rate: float = 0.05, rank: int = 0):
+        super().__init__()
+        self.encoder, self.decay, self.body_rate = SpeechEncoder(encoder, weights), decay, body_rate
+        if self.encoder.reads_mel:
+            raise ValueError(f"{encoder} reads 30 s of mel-spectrogram for each clip: use its embeddings, or fine-tune an "
+                             "encoder that reads samples")
+        self.standardise = self.encoder.processor.do_normalize
+        self.encoder.model.config.apply_spec_augment = False  # it draws from a state that a resumed training can't restore
+        self.encoder.model.config.layerdrop = 0.0  # so does this one
+        self.encoder.requires_grad_(rank == 0)
+        self.encoder.model.feature_extractor.requires_grad_(False)
+        if getattr(self.encoder.model, "masked_spec_embed", None) is not None:
+            self.encoder.model.masked_spec_embed.requires_grad_(False)
+        if rank:
+            import peft
+
+            peft.inject_adapter_in_model(peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=["q_proj", "v_proj"]),
+                                         self.encoder.model)
+        self.head = nn.Sequential(nn.Linear(self.encoder.n_units, n_hidden), nn.ReLU(), nn.Dropout(dropout),
+                                  nn.Linear(n_hidden, n_classes))
+
+    def parameter_groups(self, learning_rate: float) -> list[dict]:
+        """Return what is trained, with its learning rate."""
+        model = self.encoder.model
+        return pretrained.layer_rates(self.head, model, model.encoder.layers, learning_rate, self.body_rate, self.decay)
+
+    def embed(self, clips: torch.Tensor) -> torch.Tensor:
+        own = clips != PADDING
+        n_samples = own.sum(1)
+        clips, own = clips[:, : n_samples.max()], own[:, : n_samples.max()]
+        signals = clips.float() / 32768 * own
+        if self.standardise:  # as the checkpoint's own processor does it
+            mean = signals.sum(1, keepdim=True) / n_samples[:, None]
+            variance = ((signals - mean).square() * own).sum(1, keepdim=True) / n_samples[:, None]
+            signals = (signals - mean) / (variance + 1e-7).sqrt() * own
+        states, frames = self.encoder(signals, n_samples)
+        return (states[-1].float() * frames[:, :, None]).sum(1) / frames.sum(1, keepdim=True)
+
+    def forward(self, clips: torch.Tensor) -> torch.Tensor:
+        return self.head(self.embed(clips))
+
+
+def _speech(path: str, start_s: float, end_s: float, detector: str) -> tuple[int, np.ndarray]:
+    """Return a clip's number of samples, and its samples without silence."""
+    signal = audio.load(path, start_s, end_s)
+    key = recipe_hash(signal, detector, code(audio.voice_activity), audio.KEPT_PAUSE_S)
+    parts = fetch("speech", key, lambda: {"parts": audio.voice_activity(signal, detector)})["parts"]
+    return len(signal), np.clip(np.round(audio.speech_only(signal, parts) * 32768), -32767, 32767).astype(np.int16)
