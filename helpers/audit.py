@@ -67,7 +67,7 @@ def audit_inputs(inputs: np.ndarray, variant: str, speakers: np.ndarray) -> list
         "inductive" or "speaker-normalised": what the results will be called.
     speakers : np.ndarray [shape=(n_utterances,)]
     """
-    if inputs.ndim != 2 or len(inputs) < 20:
+    if inputs.ndim != 2 or len(inputs) < 20 or inputs.dtype.kind not in "fiu":  # texts can't be scaled
         return []
     per_speaker = all(_standardised(inputs[speakers == s]) for s in np.unique(speakers)[:4])
     findings = []
