@@ -41,9 +41,9 @@ AUDIO_SUFFIXES = {".wav", ".flac", ".opus", ".ogg", ".mp3", ".aiff", ".aif", ".a
 OTHER_SUFFIXES = {".m4a", ".mp4", ".aac", ".webm", ".wma", ".amr", ".3gp", ".mov", ".mkv"}  # read by ffmpeg alone
 
 
-def is_audio(path: Path) -> bool:
+def is_audio(path: Path, suffixes: set[str] = AUDIO_SUFFIXES) -> bool:
     """Whether a name is that of an audio file; hidden ones, such as a file manager's stray "._x.wav", are none."""
-    return path.suffix.lower() in AUDIO_SUFFIXES and not path.name.startswith(".")
+    return path.suffix.lower() in suffixes and not path.name.startswith(".")
 
 
 def load(path: str | Path, start_s: float | None = None, end_s: float | None = None,
@@ -262,7 +262,7 @@ def main() -> None:
     parser.add_argument("target", type=Path, help="folder of the 16 kHz wavs")
     options = parser.parse_args()
     known = AUDIO_SUFFIXES | OTHER_SUFFIXES
-    sources = [path for path in sorted(options.folder.rglob("*")) if path.suffix.lower() in known and path.name[:2] != "._"]
+    sources = [path for path in sorted(options.folder.rglob("*")) if is_audio(path, known)]
     if not sources:
         raise SystemExit(f"{options.folder} holds no recordings ({', '.join(sorted(known))})")
     targets = [options.target / path.relative_to(options.folder).with_suffix(".wav") for path in sources]

@@ -23,7 +23,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import f1_score
 
 from helpers import corpora
 from helpers.tables import read_table
@@ -83,13 +82,10 @@ def evaluate(predictions: pd.DataFrame, speakers: pd.Series, seed: int = 0) -> d
     counts = confusion(predictions).to_numpy(float)
     probability, _ = probabilities(predictions)
     low, high = _interval(_bootstrap_uar(_speaker_confusions(predictions, speakers), seed))
-    recall, precision = _share(counts.diagonal(), counts.sum(axis=1)), _share(counts.diagonal(), counts.sum(axis=0))
-    f1 = _share(2 * recall * np.nan_to_num(precision), recall + np.nan_to_num(precision))
-    f1 = np.where(counts.sum(axis=1) > 0, np.nan_to_num(f1), np.nan)
     return {
         "n": len(predictions), "uar": uar(predictions), "uar_low": low, "uar_high": high,
         "uar_fold_mean": float(np.mean([uar(rows) for _, rows in predictions.groupby("fold")])),
-        "wa": counts.diagonal().sum() / counts.sum(), "macro_f1": float(np.nanmean(f1)),
+        "wa": counts.diagonal().sum() / counts.sum(), "macro_f1": float(np.nanmean(_f1(counts))),
         "ece": expected_calibration_error(predictions),
         "nll": float(-np.log(probability[np.arange(len(probability)), truth_column(predictions)].clip(1e-9)).mean()),
     }
@@ -106,7 +102,8 @@ def weighted_f1(predictions: pd.DataFrame) -> float:
 
     It forgives errors on rare emotions; UAR does not.
     """
-    return float(f1_score(predictions["truth"].to_numpy(str), predicted(predictions), average="weighted"))
+    counts = confusion(predictions).to_numpy(float)
+    return float(np.nansum(_f1(counts) * counts.sum(axis=1)) / counts.sum())
 
 
 def expected_calibration_error(predictions: pd.DataFrame, n_bins: int = 15) -> float:
@@ -263,6 +260,13 @@ def _check_rows(predictions: pd.DataFrame) -> None:
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=np.asarray(whole) > 0)
+
+
+def _f1(counts: np.ndarray) -> np.ndarray:
+    """Return each emotion's F1 from a confusion matrix; NaN for one that does not occur."""
+    recall, precision = _share(counts.diagonal(), counts.sum(axis=1)), _share(counts.diagonal(), counts.sum(axis=0))
+    f1 = _share(2 * recall * np.nan_to_num(precision), recall + np.nan_to_num(precision))
+    return np.where(counts.sum(axis=1) > 0, np.nan_to_num(f1), np.nan)
 
 
 def _confusions(predictions: pd.DataFrame, group: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ A *clip* is an int16 array of samples at 16 kHz, as :func:`prepare` returns it. 
 embedding is the same alone and beside longer ones.
 """
 
+import importlib.util
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import nn
 from tqdm import tqdm
 
 from helpers import audio, pretrained
-from helpers.cache import code, fetch, recipe_hash, stored_at
+from helpers.cache import code, code_with_parts, fetch, recipe_hash, stored_at
 from helpers.parallel import over_clips
 from helpers.training import find_device, has_bfloat16
 
@@ -49,6 +50,8 @@ def prepare(utterances: pd.DataFrame, detector: str = "auto", longest_s: float =
     clips : list of np.ndarray [shape=(n_samples,), int16]
         In the same order.
     """
+    if detector == "auto":  # here, so that what one detector found is never taken for what the other would
+        detector = "silero" if importlib.util.find_spec("silero_vad") else "energy"
     rows, clips = [], []
     arguments = [(u.path, u.start_s, u.end_s, detector) for u in utterances.itertuples()]
     found = over_clips(_speech, arguments, n_jobs, "voice activity")
@@ -318,6 +321,6 @@ class FineTuned(pretrained.Tuned):
 def _speech(path: str, start_s: float, end_s: float, detector: str) -> tuple[int, np.ndarray]:
     """Return a clip's number of samples, and its samples without silence."""
     signal = audio.load(path, start_s, end_s)
-    key = recipe_hash(signal, detector, code(audio.voice_activity), audio.KEPT_PAUSE_S)
+    key = recipe_hash(signal, detector, code_with_parts(audio.voice_activity))
     parts = fetch("speech", key, lambda: {"parts": audio.voice_activity(signal, detector)})["parts"]
     return len(signal), np.clip(np.round(audio.speech_only(signal, parts) * 32768), -32767, 32767).astype(np.int16)

@@ -78,6 +78,14 @@ def test_metrics_are_scikit_learns(models, speakers):
         assert found["wa"] == pytest.approx((guess == rows["truth"]).mean())
 
 
+def test_weighted_f1_is_scikit_learns(models):
+    for table in models.values():
+        rows = test_of(table)
+        rows = rows[(rows["truth"] != "happy") | (np.arange(len(rows)) % 3 == 0)]  # so that shares differ
+        expected = f1_score(rows["truth"], metrics.predicted(rows), average="weighted")
+        assert metrics.weighted_f1(rows) == pytest.approx(expected)
+
+
 def test_emotion_without_test_rows_is_left_out_of_the_mean(golden):
     rows = golden[golden["truth"] != "angry"]
     assert metrics.uar(rows) == pytest.approx((1 / 2 + 2 / 3) / 2)
