@@ -108,6 +108,6 @@ rm -f "$environment/.ser-unfinished"
 export PATH=$environment/bin:$PATH
 case $mode in
   test) exec "$python" -m pytest ${arguments[@]+"${arguments[@]}"} ;;
-  results) exec "$python" -m helpers.metrics data/results/ravdess/ravdess-8 ;;
+  results) exec "$python" -m helpers.metrics ;;
   *) exec "$python" -m helpers.pipeline ${arguments[@]+"${arguments[@]}"} ;;
 esac

@@ -71,7 +71,8 @@ def evaluate(predictions: pd.DataFrame, speakers: pd.Series, seed: int = 0) -> d
     -------
     dict
         ``n, uar, uar_low, uar_high`` (95 % interval by bootstrap over speakers; NaN below eight speakers), ``uar_fold_mean,
-        wa, macro_f1, ece, nll``.
+        wa, macro_f1, weighted_f1, ece, nll``. Weighted F1 takes each emotion with its share of the rows, as is usual for
+        dialogues: it forgives errors on rare emotions.
 
     Raises
     ------
@@ -81,11 +82,13 @@ def evaluate(predictions: pd.DataFrame, speakers: pd.Series, seed: int = 0) -> d
     _check_rows(predictions)
     counts = confusion(predictions).to_numpy(float)
     probability, _ = probabilities(predictions)
+    f1, share = _f1(counts), counts.sum(axis=1) / counts.sum()
     low, high = _interval(_bootstrap_uar(_speaker_confusions(predictions, speakers), seed))
     return {
         "n": len(predictions), "uar": uar(predictions), "uar_low": low, "uar_high": high,
         "uar_fold_mean": float(np.mean([uar(rows) for _, rows in predictions.groupby("fold")])),
-        "wa": counts.diagonal().sum() / counts.sum(), "macro_f1": float(np.nanmean(_f1(counts))),
+        "wa": counts.diagonal().sum() / counts.sum(), "macro_f1": float(np.nanmean(f1)),
+        "weighted_f1": float(np.nansum(f1 * share)),
         "ece": expected_calibration_error(predictions),
         "nll": float(-np.log(probability[np.arange(len(probability)), truth_column(predictions)].clip(1e-9)).mean()),
     }
@@ -95,15 +98,6 @@ def uar(predictions: pd.DataFrame) -> float:
     """Unweighted average recall over the emotions that occur in ``truth``."""
     counts = confusion(predictions).to_numpy(float)
     return float(np.nanmean(_share(counts.diagonal(), counts.sum(axis=1))))
-
-
-def weighted_f1(predictions: pd.DataFrame) -> float:
-    """F1 of each emotion, averaged with its share of the rows as weight: what is published for MELD.
-
-    It forgives errors on rare emotions; UAR does not.
-    """
-    counts = confusion(predictions).to_numpy(float)
-    return float(np.nansum(_f1(counts) * counts.sum(axis=1)) / counts.sum())
 
 
 def expected_calibration_error(predictions: pd.DataFrame, n_bins: int = 15) -> float:
@@ -229,26 +223,34 @@ def comparisons_table(models: dict[str, pd.DataFrame], compared: dict[str, pd.Da
 
 
 def main() -> None:
-    """Print the results of a folder of predictions (with the ``folds.csv`` beside them)."""
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "data/results/ravdess/ravdess-8")
-    models = read_predictions(folder)
-    if not models:
-        sys.exit(f"{folder}: found no predictions (*.parquet). Published ones lie in data/results/<corpus>/<policy>.")
-    folds = read_table(folder / "folds.csv", "folds")
-    table = results_table(models, folds, f"{folder.parent.name} {folder.name}")
-    print(f"{folder}: {folds['utterance_id'].nunique()} utterances, {folds['speaker'].nunique()} speakers, "
-          f"{folds['fold'].nunique()} folds. UAR with 95 % interval over speakers; see README for the two variants.\n")
-    for variant, part in table.groupby("variant"):
-        print(variant)
-        for row in part.itertuples():
-            print(f"  {row.model:<24} UAR {row.uar:.3f} [{row.uar_low:.3f}, {row.uar_high:.3f}]   mean of folds "
-                  f"{row.uar_fold_mean:.3f}   WA {row.wa:.3f}   macro-F1 {row.macro_f1:.3f}   ECE {row.ece:.3f}")
-    for variant, part in comparisons_table(models, read_predictions(folder / "comparisons"), folds).groupby("variant"):
-        print(f"\ncompared, {variant}")
-        for row in part.itertuples():
-            paired = f"   what is left out is worth {row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}]"
-            print(f"  {row.model:<38} UAR {row.uar:.3f} [{row.uar_low:.3f}, {row.uar_high:.3f}]",
-                  paired if np.isfinite(row.difference) else "")
+    """Print the results of folders of predictions (with the ``folds.csv`` beside them); without any, of all published ones."""
+    folders = [Path(name) for name in sys.argv[1:]] or sorted(path.parent for path in Path("data/results").glob("*/*/folds.csv"))
+    for folder in folders:
+        models = read_predictions(folder)
+        if not models:
+            sys.exit(f"{folder}: found no predictions (*.parquet). Published ones lie in data/results/<corpus>/<policy>.")
+        folds = read_table(folder / "folds.csv", "folds")
+        table = results_table(models, folds, f"{folder.parent.name} {folder.name}")
+        print(f"{folder}: {folds['utterance_id'].nunique()} utterances, {folds['speaker'].nunique()} speakers, "
+              f"{folds['fold'].nunique()} fold(s). UAR with 95 % interval over speakers; see README for the variants.")
+        for variant, part in table.groupby("variant"):
+            print(f"\n{variant}")
+            for row in part.itertuples():
+                print(f"  {row.model:<24} UAR {row.uar:.3f}{_between(row.uar_low, row.uar_high)}   mean of folds "
+                      f"{row.uar_fold_mean:.3f}   WA {row.wa:.3f}   F1 macro {row.macro_f1:.3f} weighted {row.weighted_f1:.3f}"
+                      f"   ECE {row.ece:.3f}")
+        for variant, part in comparisons_table(models, read_predictions(folder / "comparisons"), folds).groupby("variant"):
+            print(f"\ncompared, {variant}")
+            for row in part.itertuples():
+                paired = f"   what is left out is worth {row.difference:+.3f}{_between(row.low, row.high, '+')}"
+                print(f"  {row.model:<38} UAR {row.uar:.3f}{_between(row.uar_low, row.uar_high)}"
+                      + paired * np.isfinite(row.difference))
+        print()
+
+
+def _between(low: float, high: float, sign: str = "") -> str:
+    """Write an interval, if there is one: below eight speakers there is none."""
+    return f" [{low:{sign}.3f}, {high:{sign}.3f}]" if np.isfinite(low) else ""
 
 
 def _check_rows(predictions: pd.DataFrame) -> None:

@@ -94,6 +94,19 @@ def networks(records: Path) -> dict[str, dict]:
     return found
 
 
+def results_lines(path: Path) -> list[str]:
+    """Return the results of results.csv as tables for README, one per variant."""
+    lines = []
+    for group in result_groups(path):
+        lines += [f"**{group['variant'].capitalize()}** (in %, NLL in nats)", "", "| model | " + " | ".join(
+                  heading for heading, _, _ in COLUMNS) + " |", "|---" + "|--:" * len(COLUMNS) + "|"]
+        for row in group["rows"]:
+            cells = [f"**{cell['text']}**" if cell["best"] else cell["text"] for cell in row["cells"]]
+            lines.append(f"| {row['model']}{' (pretrained)' if row['pretrained'] else ''} | {' | '.join(cells)} |")
+        lines += ["", *(f"<sub>{protocol}</sub>  " for protocol in group["protocols"]), ""]
+    return lines
+
+
 def comparison_lines(folder: Path) -> list[str]:
     """Return the runs that were made to be compared as a table for README."""
     from helpers.metrics import comparisons_table, read_predictions  # late: it takes seconds
@@ -157,15 +170,10 @@ def without_places(text: str, settings: Settings) -> str:
 
 
 def rewrite_readme(readme: Path, books: list[Notebook], outcomes: dict[str, dict], settings: Settings) -> None:
-    """Write the results and the cost of the published run between their marks in README."""
-    results = []
-    for group in result_groups(settings.policy_work / "results.csv"):
-        results += [f"**{group['variant'].capitalize()}** (in %, NLL in nats)", "", "| model | " + " | ".join(
-                    heading for heading, _, _ in COLUMNS) + " |", "|---" + "|--:" * len(COLUMNS) + "|"]
-        for row in group["rows"]:
-            cells = [f"**{cell['text']}**" if cell["best"] else cell["text"] for cell in row["cells"]]
-            results.append(f"| {row['model']}{' (pretrained)' if row['pretrained'] else ''} | {' | '.join(cells)} |")
-        results += ["", *(f"<sub>{protocol}</sub>  " for protocol in group["protocols"]), ""]
+    """Write the results and the cost of the published run between their marks in README.
+
+    Results of other corpora than the run's own go into a block of their own.
+    """
     cost = ["| notebook | seconds | peak memory |", "|---|--:|--:|"]
     for book in books:
         outcome = {"longest": 0, "peak_mb": 0} | outcomes[book.name]
@@ -173,7 +181,13 @@ def rewrite_readme(readme: Path, books: list[Notebook], outcomes: dict[str, dict
         cost.append(f"| [{book.title}](notebooks/{book.path.name}) | {figures} |")
     cost += ["", f"The longest run of each, on: {device_name(settings.device)}. With its folds stored, a run takes seconds."]
     text = readme.read_text(encoding="utf-8")
-    for block, lines in {"results": results, "comparisons": comparison_lines(settings.policy_work), "cost": cost}.items():
+    blocks = {"results": results_lines(settings.policy_work / "results.csv"),
+              "comparisons": comparison_lines(settings.policy_work), "cost": cost}
+    others = [path for path, target in results_of(books, settings).items()
+              if target.name == "results.csv" and target.parts[0] != settings.corpus]
+    if others:
+        blocks["others"] = [line for path in others for line in results_lines(path)]
+    for block, lines in blocks.items():
         before, begin, rest = text.partition(f"<!-- {block}:begin -->\n")
         _, end, after = rest.partition(f"<!-- {block}:end -->")
         if not end:

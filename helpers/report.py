@@ -20,7 +20,8 @@ from helpers.tables import file_hash
 
 PACKAGES = ["numpy", "pandas", "scipy", "scikit-learn", "torch", "librosa", "xgboost", "lightgbm", "papermill"]
 COLUMNS = [("UAR (95 % interval)", "uar", max), ("mean over folds", "uar_fold_mean", max), ("WA", "wa", max),
-           ("macro-F1", "macro_f1", max), ("ECE", "ece", min), ("NLL", "nll", min)]  # heading, column, the better one
+           ("macro-F1", "macro_f1", max), ("weighted F1", "weighted_f1", max), ("ECE", "ece", min),
+           ("NLL", "nll", min)]  # heading, column, the better one
 
 
 def write_report(books: list[Notebook], outcomes: dict[str, dict], settings: Settings) -> Path:

@@ -77,7 +77,7 @@ SCHEMAS = {
     "results": pa.DataFrameSchema({
         "model": pa.Column(str), "variant": pa.Column(str), "pretrained": pa.Column(bool), "n": pa.Column(int),
         **{name: pa.Column(float, nullable=True) for name in
-           ["uar", "uar_low", "uar_high", "uar_fold_mean", "wa", "macro_f1", "ece", "nll"]},
+           ["uar", "uar_low", "uar_high", "uar_fold_mean", "wa", "macro_f1", "weighted_f1", "ece", "nll"]},
         "protocol": pa.Column(str),
     }, strict=True, unique=["model", "variant"], coerce=True),
 }

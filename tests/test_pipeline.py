@@ -32,11 +32,11 @@ CORPORA = {"demo": Record(default_policy="four", policies={"four": {}, "two": {}
 get = CORPORA.__getitem__
 def fingerprint(name): return "as it was"
 """
-RESULTS = """model,variant,pretrained,n,uar,uar_low,uar_high,uar_fold_mean,wa,macro_f1,ece,nll,protocol
-svm,inductive,False,96,0.61,0.55,0.68,0.60,0.62,0.6,0.05,1.02,"demo, four"
-average,inductive,False,96,0.662,0.6,0.72,0.65,0.66,0.65,0.03,0.91,"demo, four"
-majority,inductive,False,96,0.25,,,0.25,0.31,0.12,,,"demo, four"
-svm,speaker-normalised,False,96,0.7,0.64,0.77,0.69,0.7,0.7,0.06,0.9,"demo, four, normalised"
+RESULTS = """model,variant,pretrained,n,uar,uar_low,uar_high,uar_fold_mean,wa,macro_f1,weighted_f1,ece,nll,protocol
+svm,inductive,False,96,0.61,0.55,0.68,0.60,0.62,0.6,0.61,0.05,1.02,"demo, four"
+average,inductive,False,96,0.662,0.6,0.72,0.65,0.66,0.65,0.66,0.03,0.91,"demo, four"
+majority,inductive,False,96,0.25,,,0.25,0.31,0.12,0.15,,,"demo, four"
+svm,speaker-normalised,False,96,0.7,0.64,0.77,0.69,0.7,0.7,0.71,0.06,0.9,"demo, four, normalised"
 """
 
 
@@ -273,6 +273,7 @@ for path in [p for pattern in ('*/*/*/*.parquet', '*/*/*.csv') for p in pathlib.
     write_notebook(project, "01_first", tell, OUTPUTS, HERE=str(project), DEVICE="auto")
     (project / "README.md").write_text("a\n<!-- results:begin -->\nOLD\n<!-- results:end -->\nb\n"
                                        "<!-- comparisons:begin -->\n<!-- comparisons:end -->\n"
+                                       "<!-- others:begin -->\n<!-- others:end -->\n"
                                        "<!-- cost:begin -->\n<!-- cost:end -->\nc")
     settings = settings_of(project, device="cpu")
     folds = make_folds(make_utterances(10, 4), n_folds=5)
@@ -282,6 +283,7 @@ for path in [p for pattern in ('*/*/*/*.parquet', '*/*/*.csv') for p in pathlib.
         table = make_predictions(folds, skill)
         tables.write_table(table, settings.policy_work / f"{name}.parquet", "predictions", notebook="test")
     tables.write_table(table, work / "talk/seven/predictions/words.parquet", "predictions", notebook="test")
+    (work / "talk/seven/results.csv").write_text(RESULTS.replace("average", "of words").replace("demo, four", "talk, seven"))
     fold = {"fit": ["a", "b"], "notes": {"parameters": 9, "curves": [{}, {}], "setting": {"epochs": 5, "dropout": 0.3}}}
     record = {"variant": "inductive", "inputs": {"shape": [4, 5]}, "folds": {"1": fold, "2": fold},
               "settings": {"build": "MelCNN", "search": {"epochs": [1]}, "trials": 2, "epochs": 9, "options": {"hidden": 4}}}
@@ -318,12 +320,15 @@ def test_published_files_and_readme(publishable):
     results = publishable.project / "data/results/demo/four"
     assert {str(path.relative_to(results)) for path in results.rglob("*") if path.is_file()} == {
         "net.parquet", "comparisons/net__without_it.parquet", "folds.csv", "results.csv", "run.json", "networks.json"}
-    assert [path.name for path in (publishable.project / "data/results/talk/seven").iterdir()] == ["words.parquet"]
+    talk = publishable.project / "data/results/talk/seven"
+    assert sorted(path.name for path in talk.iterdir()) == ["results.csv", "words.parquet"]
     assert json.loads((results / "networks.json").read_text()) == {"net": {
         "inputs": {"shape": [4, 5]}, "parameters": 9, "epochs": [2, 2], "clips": [2, 2],
         "settings": {"build": "MelCNN", "trials": 2, "epochs": 5, "options": {"hidden": 4, "dropout": 0.3}}}}
     readme = (publishable.project / "README.md").read_text()
     assert "| average | **66.2 [60.0–72.0]** |" in readme and "OLD" not in readme
+    own, _, others = readme.partition("<!-- others:begin -->")
+    assert "of words" not in own and "| of words | **66.2 [60.0–72.0]** |" in others and "talk, seven" in others
     assert re.search(r"\| net__without_it \| inductive \| [\d.]+ \[[\d.–]+\] \| \+[\d.]+ \[\+[\d.]+, \+[\d.]+\] \|", readme)
     assert "[01 · On first](notebooks/01_first.ipynb)" in readme and readme.endswith("<!-- cost:end -->\nc")
 
