@@ -224,8 +224,8 @@ def comparisons_table(models: dict[str, pd.DataFrame], compared: dict[str, pd.Da
 
 def main() -> None:
     """Print the results of folders of predictions (with the ``folds.csv`` beside them); without any, of all published ones."""
-    folders = [Path(name) for name in sys.argv[1:]] or sorted(path.parent for path in Path("data/results").glob("*/*/folds.csv"))
-    for folder in folders:
+    published = sorted(path.parent for path in Path("data/results").glob("*/*/folds.csv"))
+    for folder in [Path(name) for name in sys.argv[1:]] or published:
         models = read_predictions(folder)
         if not models:
             sys.exit(f"{folder}: found no predictions (*.parquet). Published ones lie in data/results/<corpus>/<policy>.")
