@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from helpers.metrics import probabilities, truth_column, uar
+from helpers.metrics import majority, probabilities, truth_column, uar, weighted_f1
 
 KEY = ["utterance_id", "fold", "role", "variant"]
 
@@ -135,6 +135,39 @@ def better_on_valid(models: dict[str, pd.DataFrame]) -> tuple[pd.DataFrame, pd.D
         parts.append(_with_probabilities(base, stack[surprise.argmin()]))
         choice[variant, fold] = dict(zip(members, surprise, strict=True)) | {"kept": members[surprise.argmin()]}
     return pd.concat(parts, ignore_index=True), pd.DataFrame(choice).T.rename_axis(["variant", "fold"])
+
+
+def prior_adjusted(predictions: pd.DataFrame, folds: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
+    """Name rare emotions more often: divide probabilities by a power of the emotion's share in training.
+
+    Where one emotion is ten times as frequent as another, a model is right most often by hardly ever naming the rare one.
+    p ∝ p / share ** τ; τ = 0 changes nothing, τ = 1 treats all emotions alike. It decides better and its probabilities say
+    less of how sure it is, so average first and adjust then.
+
+    Parameters
+    ----------
+    predictions
+        Of one model, in any number of variants.
+    folds
+        The folds table; shares are those of each fold's training rows.
+
+    Returns
+    -------
+    predictions, strength
+        Predictions, and the τ of each variant and fold: that with the highest weighted F1 on the fold's own valid rows.
+
+    References
+    ----------
+    A. K. Menon et al., "Long-tail learning via logit adjustment", ICLR 2021.
+    """
+    parts, strength, emotions = [], {}, probabilities(predictions)[1]
+    shares = majority(folds).groupby("fold")[[f"p_{emotion}" for emotion in emotions]].first()
+    for variant, fold, base, stack, _ in _by_fold({"": predictions}):
+        share = shares.loc[fold].to_numpy().clip(1e-6)  # an emotion that was not there to learn stays as it is, nearly 0
+        tried = {round(power, 1): _with_probabilities(base, stack[0] / share ** power) for power in np.arange(0, 1.05, 0.1)}
+        strength[variant, fold] = max(tried, key=lambda power, tried=tried: weighted_f1(tried[power].query("role == 'valid'")))
+        parts.append(tried[strength[variant, fold]])
+    return pd.concat(parts, ignore_index=True), pd.Series(strength, name="strength").rename_axis(["variant", "fold"])
 
 
 def leave_one_out(models: dict[str, pd.DataFrame]) -> pd.DataFrame:

@@ -71,8 +71,7 @@ def evaluate(predictions: pd.DataFrame, speakers: pd.Series, seed: int = 0) -> d
     -------
     dict
         ``n, uar, uar_low, uar_high`` (95 % interval by bootstrap over speakers; NaN below eight speakers), ``uar_fold_mean,
-        wa, macro_f1, weighted_f1, ece, nll``. Weighted F1 takes each emotion with its share of the rows, as is usual for
-        dialogues: it forgives errors on rare emotions.
+        wa, macro_f1, weighted_f1, ece, nll``.
 
     Raises
     ------
@@ -82,13 +81,12 @@ def evaluate(predictions: pd.DataFrame, speakers: pd.Series, seed: int = 0) -> d
     _check_rows(predictions)
     counts = confusion(predictions).to_numpy(float)
     probability, _ = probabilities(predictions)
-    f1, share = _f1(counts), counts.sum(axis=1) / counts.sum()
     low, high = _interval(_bootstrap_uar(_speaker_confusions(predictions, speakers), seed))
     return {
         "n": len(predictions), "uar": uar(predictions), "uar_low": low, "uar_high": high,
         "uar_fold_mean": float(np.mean([uar(rows) for _, rows in predictions.groupby("fold")])),
-        "wa": counts.diagonal().sum() / counts.sum(), "macro_f1": float(np.nanmean(f1)),
-        "weighted_f1": float(np.nansum(f1 * share)),
+        "wa": counts.diagonal().sum() / counts.sum(), "macro_f1": float(np.nanmean(_f1(counts))),
+        "weighted_f1": weighted_f1(predictions),
         "ece": expected_calibration_error(predictions),
         "nll": float(-np.log(probability[np.arange(len(probability)), truth_column(predictions)].clip(1e-9)).mean()),
     }
@@ -98,6 +96,15 @@ def uar(predictions: pd.DataFrame) -> float:
     """Unweighted average recall over the emotions that occur in ``truth``."""
     counts = confusion(predictions).to_numpy(float)
     return float(np.nanmean(_share(counts.diagonal(), counts.sum(axis=1))))
+
+
+def weighted_f1(predictions: pd.DataFrame) -> float:
+    """F1 of each emotion, averaged with its share of the rows as weight: what is published for dialogues.
+
+    It forgives errors on rare emotions; UAR does not.
+    """
+    counts = confusion(predictions).to_numpy(float)
+    return float(np.nansum(_f1(counts) * counts.sum(axis=1)) / counts.sum())
 
 
 def expected_calibration_error(predictions: pd.DataFrame, n_bins: int = 15) -> float:
@@ -231,8 +238,9 @@ def main() -> None:
             sys.exit(f"{folder}: found no predictions (*.parquet). Published ones lie in data/results/<corpus>/<policy>.")
         folds = read_table(folder / "folds.csv", "folds")
         table = results_table(models, folds, f"{folder.parent.name} {folder.name}")
+        n_folds = folds["fold"].nunique()
         print(f"{folder}: {folds['utterance_id'].nunique()} utterances, {folds['speaker'].nunique()} speakers, "
-              f"{folds['fold'].nunique()} fold(s). UAR with 95 % interval over speakers; see README for the variants.")
+              f"{n_folds} fold{'s' * (n_folds != 1)}. UAR with 95 % interval over speakers; see README for the variants.")
         for variant, part in table.groupby("variant"):
             print(f"\n{variant}")
             for row in part.itertuples():
@@ -244,7 +252,7 @@ def main() -> None:
             for row in part.itertuples():
                 paired = f"   what is left out is worth {row.difference:+.3f}{_between(row.low, row.high, '+')}"
                 print(f"  {row.model:<38} UAR {row.uar:.3f}{_between(row.uar_low, row.uar_high)}"
-                      + paired * np.isfinite(row.difference))
+                      + (paired if np.isfinite(row.difference) else ""))
         print()
 
 

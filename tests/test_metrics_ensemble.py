@@ -353,6 +353,30 @@ def test_better_model_is_kept_per_fold_by_its_valid_rows_alone(models, folds):
     assert set(ensemble.better_on_valid({"hidden": hidden, "fair": models["fair"]})[1]["kept"]) == {"fair"}
 
 
+def test_rare_emotions_are_named_more_often(models, folds):
+    rare = folds[(folds["emotion"] != "angry") | (folds["utterance_id"].str[-1].isin(list("05")))]  # a fifth of the angry ones
+    truth, emotions = rare.query("role != 'train'"), [c for c in models["fair"] if c.startswith("p_")]
+    share = metrics.majority(rare).groupby("fold")[emotions].first()
+    table = models["fair"].merge(truth[["utterance_id", "fold", "role"]])
+    table[emotions] = table[emotions].to_numpy() * share.loc[table["fold"]].to_numpy()  # as of a model that learnt the shares
+    table[emotions] = table[emotions].div(table[emotions].sum(axis=1), axis=0)
+    adjusted, strength = ensemble.prior_adjusted(table, rare)
+    valid, test = table[table["role"] == "valid"], test_of(table)
+    assert strength.between(0, 1).all() and list(strength.loc["inductive"].index) == [1, 2, 3, 4, 5] and (strength > 0).any()
+    for fold, rows in adjusted[adjusted["role"] == "valid"].groupby("fold"):
+        before = valid[valid["fold"] == fold]
+        assert metrics.weighted_f1(rows) >= metrics.weighted_f1(before)
+        wanted = before.set_index("utterance_id")[emotions] / share.loc[fold] ** strength["inductive", fold]
+        wanted = wanted.div(wanted.sum(axis=1), axis=0).loc[rows["utterance_id"]]
+        np.testing.assert_allclose(rows[emotions], wanted, atol=1e-6)
+    named = [(metrics.predicted(rows) == "angry").mean() for rows in (test, test_of(adjusted))]
+    assert named[1] > named[0]
+    # whatever the test rows say
+    hidden = table.copy()
+    hidden.loc[hidden["role"] == "test", emotions] = np.roll(test[emotions], 1, axis=1)
+    assert ensemble.prior_adjusted(hidden, rare)[1].equals(strength)
+
+
 def test_compared_runs_are_paired_with_their_model(models, folds, speakers):
     compared = {"net__without_it": models["fair"], "alone": models["noise"]}
     table = metrics.comparisons_table({"net": models["good"]}, compared, folds).set_index("model")
