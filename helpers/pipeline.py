@@ -29,6 +29,7 @@ from helpers.publish import badges, publish
 from helpers.report import write_report
 from helpers.tables import file_hash
 
+SKIPPED = {"WeightsMissing": "weights missing", "TextMissing": "no text"}  # of helpers.pretrained and helpers.text
 UNTRACKED = {"plots", "pipeline"}  # they change how things look, not what comes out
 
 
@@ -198,8 +199,9 @@ def execute(book: Notebook, values: dict, settings: Settings) -> dict:
     # what is found in the cache makes a run shorter: the longest one with these values is what they cost
     same = before.get("values") == record["values"]
     outcome["longest"] = max(outcome["seconds"], before.get("longest", before["seconds"]) if same else 0)
-    if fault.startswith("WeightsMissing: "):  # of helpers.pretrained: nothing is wrong with the notebook
-        return outcome | {"status": "skipped", "reason": "weights missing: " + fault.splitlines()[0].partition(": ")[2]}
+    kind, _, text = fault.partition(": ")
+    if kind in SKIPPED:  # nothing is wrong with the notebook
+        return outcome | {"status": "skipped", "reason": f"{SKIPPED[kind]}: {text.splitlines()[0]}"}
     if not fault:
         written = {event["path"]: event["sha256"] for event in events if event["event"] == "write"}
         read = {event["path"]: event["sha256"] for event in reversed(events) if event["event"] == "read"}

@@ -166,7 +166,7 @@ def _tiny(name: str) -> Path:
         return folder
     kind = name.removeprefix(TINY)
     small = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
-    ear = small | {"conv_dim": (16,) * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4}
+    ear = small | {"conv_dim": (8,) * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4}
     makers = {
         "wav2vec2": lambda: transformers.Wav2Vec2Model(transformers.Wav2Vec2Config(**ear)),
         "hubert": lambda: transformers.HubertModel(transformers.HubertConfig(**ear)),

@@ -2,8 +2,9 @@
 
 Conventions
 -----------
-An utterance is two strings: ``text``, what was said, and ``before``, what was said before it in the same dialogue ("" at its
-beginning). Nothing but words goes in: no emotion of an earlier utterance, which nobody would know.
+An utterance is two strings: ``said``, its text (with the speaker's name before it, if that is asked for), and ``before``, what
+was said before it in the same dialogue ("" at its beginning). Nothing but words goes in: no emotion of an earlier utterance,
+which nobody would know.
 """
 
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from scipy import sparse
 from sklearn.compose import ColumnTransformer
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -29,6 +31,10 @@ MELD_EMOTIONS = {"anger": "angry", "disgust": "disgust", "fear": "fearful", "joy
                  "sadness": "sad", "surprise": "surprised"}
 QUOTES = {"[\u2018\u2019\x91\x92]": "'", "[\u201c\u201d\x93\x94]": '"', "[\u2013\u2014\x96\x97]": "-", "\u2026|\x85": "..."}
 WORD = r"\w+(?:'\w+)?|[!?]+|\.{2,}"  # "!" and "..." carry more than many a word
+
+
+class TextMissing(ValueError):
+    """Nobody wrote down what was said; run_all.sh reports the notebook as skipped."""
 
 
 def read_meld(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -76,7 +82,7 @@ def read_meld(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def with_dialogue(utterances: pd.DataFrame, n_before: int = 3, names: bool = False) -> pd.DataFrame:
-    """Add ``before``: the last utterances of the same dialogue, oldest first.
+    """Add what models read: ``said``, and ``before``, the last utterances of the same dialogue, oldest first.
 
     Parameters
     ----------
@@ -89,12 +95,11 @@ def with_dialogue(utterances: pd.DataFrame, n_before: int = 3, names: bool = Fal
         name is of no use.
     """
     rows = utterances.sort_values(["dialogue", "turn"], kind="stable")
-    if names:
-        rows = rows.assign(text=rows["speaker"] + ": " + rows["text"])
+    rows = rows.assign(said=rows["speaker"] + ": " + rows["text"] if names else rows["text"])
     dialogue = rows["dialogue"].to_numpy(str)
     before = [[] for _ in range(len(rows))]
     for back in range(n_before, 0, -1):
-        earlier = rows["text"].shift(back, fill_value="").to_numpy(str)
+        earlier = rows["said"].shift(back, fill_value="").to_numpy(str)
         same = (rows["dialogue"].shift(back).to_numpy() == dialogue) & (dialogue != "")
         for line, text, known in zip(before, earlier, same, strict=True):
             line += [text] if known and text else []
@@ -102,22 +107,22 @@ def with_dialogue(utterances: pd.DataFrame, n_before: int = 3, names: bool = Fal
 
 
 def two_strings(utterances: pd.DataFrame) -> np.ndarray:
-    """Return ``text`` and ``before`` as an array of shape ``(n_utterances, 2)``: inputs of the models on tf-idf."""
+    """Return ``said`` and ``before`` as an array of shape ``(n_utterances, 2)``: inputs of the models on tf-idf."""
     # that nothing was said before is worth a word of its own; without one, a corpus without dialogues had none to count
-    return np.stack([utterances["text"], utterances["before"].replace("", "nothingbefore")], axis=1).astype(str)
+    return np.stack([utterances["said"], utterances["before"].replace("", "nothingbefore")], axis=1).astype(str)
 
 
 def two_embeddings(utterances: pd.DataFrame, name: str = ENCODER, device: str = "auto") -> np.ndarray:
-    """Return the sentence embeddings of ``text`` and ``before``, side by side: inputs of the model on embeddings."""
-    return np.concatenate([sentence_embeddings(utterances[column], name, device) for column in ("text", "before")], axis=1)
+    """Return the sentence embeddings of ``said`` and ``before``, side by side: inputs of the model on embeddings."""
+    return np.concatenate([sentence_embeddings(utterances[column], name, device) for column in ("said", "before")], axis=1)
 
 
 def classical_models(n_rounds: int = 300, n_components: int = 200) -> dict[str, Classical]:
     """Return the classical models by name.
 
     "tf-idf, linear" and "tf-idf, LightGBM" read how often words, pairs of words and parts of words occur, rare ones counting
-    more (:func:`two_strings`; the trees read principal components of it); what is counted is learnt from training utterances
-    alone, with the model. "embeddings, linear" reads :func:`two_embeddings`.
+    more (:func:`two_strings`; the trees read components of what was said alone); what is counted is learnt with the model, from
+    the utterances that it is fitted on. "embeddings, linear" reads :func:`two_embeddings`.
     """
     from lightgbm import LGBMClassifier
 
@@ -132,9 +137,20 @@ def classical_models(n_rounds: int = 300, n_components: int = 200) -> dict[str, 
                            colsample_bytree=0.3, min_child_samples=10, deterministic=True, n_jobs=1, verbosity=-1)
     linear = make_pipeline(both, LogisticRegression(max_iter=300))
     models = [Classical("tf-idf, linear", linear, {"logisticregression__C": [3, 1, 10]}),
-              Classical("tf-idf, LightGBM", make_pipeline(said, TruncatedSVD(n_components), trees)),
+              Classical("tf-idf, LightGBM", make_pipeline(said, Components(n_components), trees)),
               Classical("embeddings, linear", LogisticRegression(max_iter=500), {"C": [1, 10]})]
     return {model.name: model for model in models}
+
+
+class Components(TruncatedSVD):
+    """Components of counted words: as many as asked for, or as there are columns. Two sentences have few."""
+
+    def fit_transform(self, counts: sparse.spmatrix, classes: np.ndarray | None = None) -> np.ndarray:
+        asked, self.n_components = self.n_components, min(self.n_components, counts.shape[1])
+        try:
+            return super().fit_transform(counts, classes)
+        finally:
+            self.n_components = asked
 
 
 def sentence_embeddings(texts: pd.Series, name: str = ENCODER, device: str = "auto") -> np.ndarray:
@@ -172,14 +188,14 @@ def sentence_embeddings(texts: pd.Series, name: str = ENCODER, device: str = "au
 
 
 def word_pieces(utterances: pd.DataFrame, name: str = ENCODER, longest: int = 96) -> np.ndarray:
-    """Return utterances as numbers of word pieces: [CLS], before, [SEP], text, [SEP], then zeros.
+    """Return utterances as numbers of word pieces: [CLS], before, [SEP], said, [SEP], then zeros.
 
     What was said is kept whole (up to half of it all); of what was said before, the beginning is left out where it is long.
 
     Parameters
     ----------
     utterances
-        With ``text`` and ``before``.
+        With ``said`` and ``before``.
     name
         Of the encoder whose vocabulary it is.
     longest
@@ -193,7 +209,7 @@ def word_pieces(utterances: pd.DataFrame, name: str = ENCODER, longest: int = 96
     tokenizer = tokenizer_of(name)
     first, last = (tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]"))
     said, before = (tokenizer.encode_batch(utterances[column].tolist(), add_special_tokens=False)
-                    for column in ("text", "before"))
+                    for column in ("said", "before"))
     rows = []
     for own, earlier in zip(said, before, strict=True):
         own = own.ids[: longest // 2]

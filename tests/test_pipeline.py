@@ -194,13 +194,13 @@ def test_imports_are_found_in_every_spelling():
     assert pipeline.imported(source, "here") == {"a", "c", "d", "e", "g", "h"}
 
 
-def test_notebook_whose_weights_are_missing_is_skipped_and_tried_again(project, capsys):
-    write_notebook(project, "02_second", "class WeightsMissing(FileNotFoundError): pass",
-                   "raise WeightsMissing('put them into SER_MODELS')")
+@pytest.mark.parametrize(("kind", "reason"), [("WeightsMissing", "weights missing"), ("TextMissing", "no text")])
+def test_notebook_that_lacks_something_is_skipped_and_tried_again(project, capsys, kind, reason):
+    write_notebook(project, "02_second", f"class {kind}(ValueError): pass", f"raise {kind}('put them into SER_MODELS')")
     write_notebook(project, "03_third", "x = 1")
     assert run(project) == {"01": "run", "02": "skipped", "03": "run"}
     assert run(project) == {"01": "fresh", "02": "skipped", "03": "fresh"}
-    assert "weights missing: put them into SER_MODELS" in capsys.readouterr().out
+    assert f"{reason}: put them into SER_MODELS" in capsys.readouterr().out
 
 
 def test_what_a_run_cost_survives_a_failure(project):

@@ -26,7 +26,7 @@ def dialogue(*texts: str, name: str = "d1", speakers: str = "AB") -> pd.DataFram
 def spoken(n_speakers: int = 8, per_emotion: int = 3) -> pd.DataFrame:
     utterances = make_utterances(n_speakers, per_emotion, ("happy", "sad"))
     number = utterances.groupby(["speaker", "emotion"]).cumcount()
-    return utterances.assign(text=[SAID[e][i % 3] for e, i in zip(utterances["emotion"], number, strict=True)], before="")
+    return utterances.assign(said=[SAID[e][i % 3] for e, i in zip(utterances["emotion"], number, strict=True)], before="")
 
 
 def test_before_is_of_the_same_dialogue_in_order_and_rows_stay_where_they_were():
@@ -38,11 +38,14 @@ def test_before_is_of_the_same_dialogue_in_order_and_rows_stay_where_they_were()
     before = found.sort_index()["before"].tolist()
     assert before == ["", "one", "one two", "two three", "", "uno", "", ""]
     assert text.with_dialogue(table, n_before=0)["before"].eq("").all()
+    named = text.with_dialogue(table, 1, names=True)
+    assert named.loc[1, ["said", "before", "text"]].tolist() == ["B: two", "A: one", "two"]
+    assert (found["said"] == found["text"]).all()
 
 
 def test_word_pieces_keep_what_was_said_and_the_end_of_what_was_before():
     words = " ".join(["word"] * 50)
-    table = pd.DataFrame({"text": ["yes", words, ""], "before": ["no no", words + " last", "before"]})
+    table = pd.DataFrame({"said": ["yes", words, ""], "before": ["no no", words + " last", "before"]})
     pieces = text.word_pieces(table, longest=40)
     tokenizer = text.tokenizer_of(text.ENCODER)
     first, last, word = (tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]", "word"))
@@ -58,7 +61,7 @@ def test_word_pieces_keep_what_was_said_and_the_end_of_what_was_before():
 def test_padding_and_company_change_no_logit(network, weights):
     torch.manual_seed(0)
     net = network(3, (40,), text.ENCODER, weights).eval()
-    table = pd.DataFrame({"text": ["yes", "what a lovely day it is today, my friend!"], "before": ["", "how are you? fine."]})
+    table = pd.DataFrame({"said": ["yes", "what a lovely day it is today, my friend!"], "before": ["", "how are you? fine."]})
     pieces = torch.tensor(text.word_pieces(table))
     with torch.inference_mode():
         together = net(pieces)
@@ -90,18 +93,19 @@ def test_classical_text_models_learn_words_they_were_trained_on(name, least):
                for fold, steps in ((int(f), s) for f, s in record["folds"].items()))
 
 
-@pytest.mark.parametrize("kind", ["counted", "embedded", "cnn"])
+@pytest.mark.parametrize("kind", ["counted", "trees", "embedded", "cnn"])
 def test_words_that_are_balanced_over_emotions_are_worth_exactly_chance(kind, weights):
     utterances = spoken(per_emotion=2)
-    utterances["text"] = np.where(utterances["utterance_id"].str.endswith("0"), "kids are talking", "dogs are sitting")
+    utterances["said"] = np.where(utterances["utterance_id"].str.endswith("0"), "kids are talking", "dogs are sitting")
     folds = splits.make_folds(utterances, n_folds=4)
     if kind == "cnn":
         model, inputs = training.Network("cnn", text.TextCNN, {"encoder": text.ENCODER, "weights": weights}, epochs=1,
                                          device="cpu"), text.word_pieces(utterances)
     elif kind == "embedded":
         model, inputs = text.classical_models()["embeddings, linear"], text.two_embeddings(utterances)
-    else:
-        model, inputs = text.classical_models()["tf-idf, linear"], text.two_strings(utterances)
+    else:  # fewer columns than components
+        model = text.classical_models(5)["tf-idf, LightGBM" if kind == "trees" else "tf-idf, linear"]
+        inputs = text.two_strings(utterances)
     table, _ = cross_validate(model, inputs, utterances["utterance_id"], folds)
     by_fold = table[table["role"] == "test"].groupby("fold")
     assert [metrics.uar(rows) for _, rows in by_fold] == pytest.approx([0.5] * 4)
