@@ -76,7 +76,8 @@ def result_groups(path: Path) -> list[dict]:
     """Read results.csv into one group per variant, best model first, as the report and README show it."""
     empty = {column: "" for _, column, _ in COLUMNS}  # a table of an earlier version may lack one
     with open(path, encoding="utf-8", newline="") if path.is_file() else contextlib.nullcontext([]) as handle:
-        table = sorted((empty | row for row in csv.DictReader(handle)), key=lambda row: (row["model"] == "majority", -float(row["uar"])))
+        table = [empty | row for row in csv.DictReader(handle)]
+    table.sort(key=lambda row: (row["model"] == "majority", -float(row["uar"])))
     groups = []
     for variant in sorted({row["variant"] for row in table}):
         rows = [row for row in table if row["variant"] == variant]

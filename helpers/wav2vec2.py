@@ -137,7 +137,8 @@ class SpeechEncoder(nn.Module):
             if self.norm is not None:
                 self.norm.n_samples = n_samples
             mask = torch.arange(inputs.shape[1], device=inputs.device) < n_samples[:, None]
-            states = self.model(inputs, attention_mask=mask.long(), output_hidden_states=True).hidden_states
+            output = self.model(inputs, attention_mask=mask.long(), output_hidden_states=True)
+            states = (*output.hidden_states[:-1], output.last_hidden_state)  # in some, normalised only there
             n_frames = self.model._get_feat_extract_output_lengths(n_samples)
         return states, torch.arange(states[0].shape[1], device=inputs.device) < n_frames[:, None]
 
@@ -190,7 +191,12 @@ def embeddings(name: str, clips: Sequence[np.ndarray], device: str = "auto", bat
     missing = [i for i, key in enumerate(keys) if not stored_at("embeddings", key).is_file()]
     encoder = SpeechEncoder(name).eval().to(place) if missing else None
     with tqdm(total=len(clips), initial=len(clips) - len(missing), desc=f"embeddings, {name}", unit="clip") as bar:
-        for rows in by_length([len(clips[i]) for i in missing], batch_s):
+        heard = max(len(clips[i]) for i in missing) if missing else 0
+        reach = encoder.processor.n_samples if encoder is not None and encoder.reads_mel else 0  # Whisper: 30 s
+        if 0 < reach < heard:
+            raise ValueError(f"{name} reads {reach / audio.SAMPLING_RATE:g} s, a clip has {heard / audio.SAMPLING_RATE:.1f} s: "
+                             "cut clips into shorter pieces")
+        for rows in by_length([max(len(clips[i]), reach) for i in missing], batch_s):
             values = pooled(encoder, [clips[missing[row]] for row in rows], half)
             for row, value in zip(rows, values, strict=True):
                 fetch("embeddings", keys[missing[row]], lambda value=value: {"pooled": value})
@@ -261,7 +267,8 @@ class FineTuned(pretrained.Tuned):
     body_rate
         The encoder's top layer learns at so many times the head's rate.
     rank
-        Of the adapter (LoRA) on each attention's queries and values; 0: all layers are trained.
+        Of the adapter (LoRA) on each attention's queries and values (in WavLM on the feed-forward layers); 0: all layers are
+        trained.
 
     Shapes
     ------
@@ -286,13 +293,16 @@ class FineTuned(pretrained.Tuned):
         self.encoder.model.config.apply_spec_augment = False  # it draws from a state that a resumed training can't restore
         self.encoder.model.config.layerdrop = 0.0  # so does this one
         self.encoder.requires_grad_(rank == 0)
-        self.encoder.model.feature_extractor.requires_grad_(False)
+        self.encoder.model.feature_extractor._freeze_parameters()  # and nothing is computed backwards through it
         if getattr(self.encoder.model, "masked_spec_embed", None) is not None:
             self.encoder.model.masked_spec_embed.requires_grad_(False)
         if rank:
             import peft
 
-            peft.inject_adapter_in_model(peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=["q_proj", "v_proj"]),
+            # WavLM takes its projections' weights from them and never calls them: there it is the two layers behind
+            wavlm = self.encoder.model.config.model_type == "wavlm"
+            places = ["intermediate_dense", "output_dense"] if wavlm else ["q_proj", "v_proj"]
+            peft.inject_adapter_in_model(peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=places),
                                          self.encoder.model)
         self.head = nn.Sequential(nn.Linear(self.encoder.n_units, n_hidden), nn.ReLU(), nn.Dropout(dropout),
                                   nn.Linear(n_hidden, n_classes))

@@ -47,8 +47,9 @@ def test_an_encoder_is_that_of_transformers(kind):
     processor = transformers.AutoFeatureExtractor.from_pretrained(folder)
     plain = transformers.AutoModel.from_pretrained(folder).eval()
     with torch.inference_mode():
-        states = plain(processor(clip / 32768, sampling_rate=16_000, return_tensors="pt").input_values.float(),
-                       output_hidden_states=True).hidden_states
+        output = plain(processor(clip / 32768, sampling_rate=16_000, return_tensors="pt").input_values.float(),
+                       output_hidden_states=True)
+    states = [*output.hidden_states[:-1], output.last_hidden_state]
     expected = torch.stack([torch.cat([s.mean(1), s.std(1, unbiased=False)], dim=1) for s in states], dim=1)
     np.testing.assert_allclose(wav2vec2.pooled(encoder, [clip]), expected.numpy(), atol=1e-5)
 
@@ -180,11 +181,36 @@ def test_low_layers_learn_slowly_and_the_ears_not_at_all():
     assert rates[0] > rates[1] > rates[-1]
 
 
+@pytest.mark.parametrize("kind", ["wav2vec2", "hubert", "wavlm"])
+@pytest.mark.parametrize("rank", [0, 2])
+def test_everything_that_is_said_to_learn_gets_a_gradient(kind, rank):
+    net = wav2vec2.FineTuned(3, (0,), f"tiny-random-{kind}", "", rank=rank)
+    training._optimiser(fine_tuned(), net).zero_grad()
+    for _ in range(2):  # an adapter's first half learns once its second is no longer zero
+        net(torch.tensor(wav2vec2.padded(random_clips()))).square().sum().backward()
+        with torch.no_grad():
+            for p in net.parameters():
+                if p.requires_grad and p.grad is not None:
+                    p -= 0.1 * p.grad.sign()
+    silent = [name for name, p in net.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    assert not silent
+
+
 def test_padding_changes_no_logit_of_a_fine_tuned_network():
     net, clips = wav2vec2.FineTuned(3, (0,), "tiny-random-wav2vec2", "").eval(), wav2vec2.padded(random_clips())
     longer = np.pad(clips, ((0, 0), (0, 5_000)), constant_values=wav2vec2.PADDING)
     with torch.inference_mode():
         torch.testing.assert_close(net(torch.tensor(clips)), net(torch.tensor(longer)), atol=1e-5, rtol=0)
+
+
+def test_whisper_reads_half_a_minute_of_each_clip(monkeypatch):
+    sizes = []
+    real = wav2vec2.pooled
+    monkeypatch.setattr(wav2vec2, "pooled", lambda net, clips, half: sizes.append(len(clips)) or real(net, clips, half))
+    wav2vec2.embeddings("tiny-random-whisper", random_clips([4_000, 5_000, 6_000]), "cpu", batch_s=60)
+    assert sizes == [2, 1], "two are a minute, however short"
+    with pytest.raises(ValueError, match=r"reads 30 s, a clip has 30\.1 s"):
+        wav2vec2.embeddings("tiny-random-whisper", random_clips([481_600]), "cpu")
 
 
 def test_whisper_and_other_weights_are_refused():
