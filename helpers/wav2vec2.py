@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 from tqdm import tqdm
 
 from helpers import audio, pretrained
@@ -24,7 +25,7 @@ from helpers.parallel import over_clips
 from helpers.training import find_device, has_bfloat16
 
 PADDING = np.iinfo(np.int16).min  # no sample of a clip has this value
-BATCH_S = 48.0  # seconds of audio in one batch, padding included
+BATCH_S = {"cuda": 48.0, "cpu": 5.0}  # audio in a batch, padding included; a clip keeps a CPU busy, and more costs memory
 
 
 def prepare(utterances: pd.DataFrame, detector: str = "auto", longest_s: float = audio.PIECE_S,
@@ -102,7 +103,11 @@ class SpeechEncoder(nn.Module):
         What the checkpoint was trained to be given: samples as they are, standardised, or Whisper's mel-spectrogram.
     n_layers, n_units
         Layers of numbers that come out (the input of the first layer counts), and numbers per frame.
+    precision
+        In which linear layers and convolutions compute; see :meth:`halve`.
     """
+
+    precision = torch.float32
 
     def __init__(self, name: str, weights: str = ""):
         super().__init__()
@@ -121,6 +126,21 @@ class SpeechEncoder(nn.Module):
                 self.norm = first.layer_norm = ClipNorm(first.layer_norm, first.conv)
         config = self.model.config
         self.n_layers, self.n_units = config.num_hidden_layers + 1, config.hidden_size
+
+    def halve(self) -> "SpeechEncoder":
+        """Compute linear layers and convolutions in half precision from now on, where the device is faster that way."""
+        device = self.device
+        if device.type == "cuda" or has_bfloat16(device.type):
+            self.precision = torch.bfloat16 if has_bfloat16(device.type) else torch.float16
+            for part in self.modules():  # once and for all: autocast would convert every weight for every batch
+                if isinstance(part, (nn.Linear, nn.Conv1d)) and not parametrize.is_parametrized(part):
+                    part.to(self.precision)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
 
     def batch(self, clips: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return clips as one batch, as the checkpoint wants them, and how many samples each has."""
@@ -161,7 +181,7 @@ class ClipNorm(nn.Module):
         return ((values - mean) * torch.rsqrt(variance + self.eps) * self.weight[:, None] + self.bias[:, None]).to(maps.dtype)
 
 
-def embeddings(name: str, clips: Sequence[np.ndarray], device: str = "auto", batch_s: float = BATCH_S) -> np.ndarray:
+def embeddings(name: str, clips: Sequence[np.ndarray], device: str = "auto", batch_s: float | None = None) -> np.ndarray:
     """Return the mean and the standard deviation over time of every layer, one forward pass per clip.
 
     Clips of similar length share a batch, so that little is padding. Each clip's embedding is stored, under a hash of its
@@ -174,9 +194,9 @@ def embeddings(name: str, clips: Sequence[np.ndarray], device: str = "auto", bat
     clips
         From :func:`prepare`.
     device
-        "auto" takes a GPU where there is one, and computes in half precision there.
+        "auto" takes a GPU where there is one. Computed in half precision there, and on a CPU that has bfloat16.
     batch_s
-        Seconds of audio in one batch; lower it where memory is short.
+        Seconds of audio in one batch; by default as in ``BATCH_S``. Lower it where memory is short.
 
     Returns
     -------
@@ -184,32 +204,32 @@ def embeddings(name: str, clips: Sequence[np.ndarray], device: str = "auto", bat
         Means first. The first layer is the encoder's input to its first transformer layer.
     """
     place = find_device(device)
-    half = place.type == "cuda"
-    weights = pretrained.fingerprint(pretrained.locate(name))
-    recipe = recipe_hash(weights, half, code(SpeechEncoder), code(ClipNorm), code(pooled))
+    batch_s = batch_s or BATCH_S[place.type]
+    encoder = SpeechEncoder(name).eval().to(place).halve()
+    recipe = recipe_hash(pretrained.fingerprint(pretrained.locate(name)), str(encoder.precision), code(SpeechEncoder),
+                         code(ClipNorm), code(pooled))
     keys = [recipe_hash(recipe, clip) for clip in clips]
     missing = [i for i, key in enumerate(keys) if not stored_at("embeddings", key).is_file()]
-    encoder = SpeechEncoder(name).eval().to(place) if missing else None
     with tqdm(total=len(clips), initial=len(clips) - len(missing), desc=f"embeddings, {name}", unit="clip") as bar:
         heard = max(len(clips[i]) for i in missing) if missing else 0
-        reach = encoder.processor.n_samples if encoder is not None and encoder.reads_mel else 0  # Whisper: 30 s
+        reach = encoder.processor.n_samples if encoder.reads_mel else 0  # Whisper: 30 s
         if 0 < reach < heard:
             raise ValueError(f"{name} reads {reach / audio.SAMPLING_RATE:g} s, a clip has {heard / audio.SAMPLING_RATE:.1f} s: "
                              "cut clips into shorter pieces")
         for rows in by_length([max(len(clips[i]), reach) for i in missing], batch_s):
-            values = pooled(encoder, [clips[missing[row]] for row in rows], half)
+            values = pooled(encoder, [clips[missing[row]] for row in rows])
             for row, value in zip(rows, values, strict=True):
                 fetch("embeddings", keys[missing[row]], lambda value=value: {"pooled": value})
             bar.update(len(rows))
 
     def alone(clip: np.ndarray) -> dict[str, np.ndarray]:  # of a clip whose stored file is damaged
-        return {"pooled": pooled(encoder or SpeechEncoder(name).eval().to(place), [clip], half)[0]}
+        return {"pooled": pooled(encoder, [clip])[0]}
 
     return np.stack([fetch("embeddings", key, lambda clip=clip: alone(clip))["pooled"]
                      for key, clip in zip(keys, clips, strict=True)])
 
 
-def by_length(lengths: Sequence[int], batch_s: float = BATCH_S) -> list[np.ndarray]:
+def by_length(lengths: Sequence[int], batch_s: float) -> list[np.ndarray]:
     """Return batches of row numbers, rows of similar length together, at most `batch_s` seconds each with padding."""
     batches, rows = [], []
     for row in np.argsort(lengths, kind="stable")[::-1]:  # the longest first: if memory is short, it shows at once
@@ -220,12 +240,11 @@ def by_length(lengths: Sequence[int], batch_s: float = BATCH_S) -> list[np.ndarr
 
 
 @torch.inference_mode()
-def pooled(encoder: SpeechEncoder, clips: Sequence[np.ndarray], half: bool = False) -> np.ndarray:
+def pooled(encoder: SpeechEncoder, clips: Sequence[np.ndarray]) -> np.ndarray:
     """Return the mean and the standard deviation of each layer over the clips' own frames, in one forward pass."""
-    device = next(encoder.parameters()).device
-    inputs, n_samples = (values.to(device) for values in encoder.batch(clips))
-    kind = torch.bfloat16 if half and has_bfloat16("cuda") else torch.float16
-    with torch.autocast(device.type, kind, enabled=half):
+    inputs, n_samples = (values.to(encoder.device) for values in encoder.batch(clips))
+    half = encoder.precision != torch.float32
+    with torch.autocast(encoder.device.type, encoder.precision if half else None, enabled=half):
         states, own = encoder(inputs, n_samples)
     own = own[:, :, None].float()
     count, layers = own.sum(1), []

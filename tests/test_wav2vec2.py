@@ -203,10 +203,21 @@ def test_padding_changes_no_logit_of_a_fine_tuned_network():
         torch.testing.assert_close(net(torch.tensor(clips)), net(torch.tensor(longer)), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_is_near_and_as_blind_to_padding(kind):
+    encoder, clips = wav2vec2.SpeechEncoder(f"tiny-random-{kind}").eval(), random_clips()
+    exact = wav2vec2.pooled(encoder, clips)
+    near = wav2vec2.pooled(encoder.halve(), clips)
+    assert (encoder.precision == torch.bfloat16) == training.has_bfloat16("cpu") == (np.abs(near - exact).max() > 0)
+    assert np.abs(near - exact).mean() < 0.02 * np.abs(exact).mean()
+    alone = np.concatenate([wav2vec2.pooled(encoder, [clip]) for clip in clips])
+    assert np.abs(near - alone).mean() < 0.01 * np.abs(exact).mean()
+
+
 def test_whisper_reads_half_a_minute_of_each_clip(monkeypatch):
     sizes = []
     real = wav2vec2.pooled
-    monkeypatch.setattr(wav2vec2, "pooled", lambda net, clips, half: sizes.append(len(clips)) or real(net, clips, half))
+    monkeypatch.setattr(wav2vec2, "pooled", lambda net, clips: sizes.append(len(clips)) or real(net, clips))
     wav2vec2.embeddings("tiny-random-whisper", random_clips([4_000, 5_000, 6_000]), "cpu", batch_s=60)
     assert sizes == [2, 1], "two are a minute, however short"
     with pytest.raises(ValueError, match=r"reads 30 s, a clip has 30\.1 s"):
