@@ -247,6 +247,9 @@ def test_report_shows_results_and_where_things_are(project):
     (settings.work / "figures/02_loss curve.png").unlink()
     report.write_report(books, outcomes, settings)
     assert not list((settings.reports / "figures").iterdir()), "a figure that is drawn no longer is shown no longer"
+    earlier = [line.split(",") for line in RESULTS.splitlines()]
+    (settings.policy_work / "results.csv").write_text("\n".join(",".join(row[:10] + row[11:]) for row in earlier))
+    assert "<b>66.2 [60.0–72.0]</b>" in report.write_report(books, outcomes, settings).read_text(), "of a version before"
 
 
 # Publishing
