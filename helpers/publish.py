@@ -178,6 +178,8 @@ def rewrite_readme(readme: Path, books: list[Notebook], outcomes: dict[str, dict
     for book in books:
         outcome = {"longest": 0, "peak_mb": 0} | outcomes[book.name]
         figures = f"{outcome['longest']:.0f} | {outcome['peak_mb'] / 1024:.1f} GB"
+        if outcome["status"] == "skipped":
+            figures = "skipped | –"
         cost.append(f"| [{book.title}](notebooks/{book.path.name}) | {figures} |")
     cost += ["", f"The longest run of each, on: {device_name(settings.device)}. With its folds stored, a run takes seconds."]
     text = readme.read_text(encoding="utf-8")
