@@ -142,6 +142,14 @@ class SpeechEncoder(nn.Module):
         """Where the weights are."""
         return next(self.parameters()).device
 
+    def n_read(self, clip: np.ndarray) -> int:
+        """Return how many samples the encoder works through for a clip: its own, or what Whisper always reads."""
+        reach = self.processor.n_samples if self.reads_mel else len(clip)
+        if len(clip) > reach:
+            raise ValueError(f"this encoder reads {reach / audio.SAMPLING_RATE:g} s, a clip has "
+                             f"{len(clip) / audio.SAMPLING_RATE:.1f} s: cut clips into shorter pieces")
+        return reach
+
     def batch(self, clips: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return clips as one batch, as the checkpoint wants them, and how many samples each has."""
         signals = [clip.astype(np.float32) / 32768 for clip in clips]
@@ -211,21 +219,13 @@ def embeddings(name: str, clips: Sequence[np.ndarray], device: str = "auto", bat
     keys = [recipe_hash(recipe, clip) for clip in clips]
     missing = [i for i, key in enumerate(keys) if not stored_at("embeddings", key).is_file()]
     with tqdm(total=len(clips), initial=len(clips) - len(missing), desc=f"embeddings, {name}", unit="clip") as bar:
-        heard = max(len(clips[i]) for i in missing) if missing else 0
-        reach = encoder.processor.n_samples if encoder.reads_mel else 0  # Whisper: 30 s
-        if 0 < reach < heard:
-            raise ValueError(f"{name} reads {reach / audio.SAMPLING_RATE:g} s, a clip has {heard / audio.SAMPLING_RATE:.1f} s: "
-                             "cut clips into shorter pieces")
-        for rows in by_length([max(len(clips[i]), reach) for i in missing], batch_s):
+        for rows in by_length([encoder.n_read(clips[i]) for i in missing], batch_s):
             values = pooled(encoder, [clips[missing[row]] for row in rows])
             for row, value in zip(rows, values, strict=True):
                 fetch("embeddings", keys[missing[row]], lambda value=value: {"pooled": value})
             bar.update(len(rows))
-
-    def alone(clip: np.ndarray) -> dict[str, np.ndarray]:  # of a clip whose stored file is damaged
-        return {"pooled": pooled(encoder, [clip])[0]}
-
-    return np.stack([fetch("embeddings", key, lambda clip=clip: alone(clip))["pooled"]
+    # computed here is only what was stored and is damaged
+    return np.stack([fetch("embeddings", key, lambda clip=clip: {"pooled": pooled(encoder, [clip])[0]})["pooled"]
                      for key, clip in zip(keys, clips, strict=True)])
 
 
