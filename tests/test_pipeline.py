@@ -196,7 +196,7 @@ def test_imports_are_found_in_every_spelling():
 
 @pytest.mark.parametrize(("kind", "reason"), [("WeightsMissing", "weights missing"), ("TextMissing", "no text")])
 def test_notebook_that_lacks_something_is_skipped_and_tried_again(project, capsys, kind, reason):
-    write_notebook(project, "02_second", f"class {kind}(ValueError): pass", f"raise {kind}('put them into SER_MODELS')")
+    write_notebook(project, "02_second", f"class {kind}(FileNotFoundError): pass", f"raise {kind}('put them into SER_MODELS')")
     write_notebook(project, "03_third", "x = 1")
     assert run(project) == {"01": "run", "02": "skipped", "03": "run"}
     assert run(project) == {"01": "fresh", "02": "skipped", "03": "fresh"}
