@@ -150,6 +150,26 @@ def fetch(corpus: Corpus, root: Path) -> Path:
     return root
 
 
+class CorporaMissing(FileNotFoundError):
+    """Fewer corpora are at hand than a comparison needs: ``run_all.sh`` takes it for a reason to skip, not to fail."""
+
+
+def at_hand(name: str) -> list[str]:
+    """Return the known corpora under ``SER_DATA``, with the one of this name; a synthetic one goes alone."""
+    if get(name).synthetic:
+        return [name]
+    known = [corpus.name for corpus in CORPORA.values() if not corpus.members and not corpus.synthetic]
+    folders = {one: paths.data() / one for one in [*known, name]}
+    return [one for one, folder in folders.items() if any(audio.is_audio(path) for path in folder.rglob("*"))]
+
+
+def require_several(names: list[str]) -> None:
+    """Stop unless there are two corpora to compare."""
+    if len(names) < 2:
+        raise CorporaMissing(f"a comparison needs two corpora, and {', '.join(names) or 'none'} can be used: put another one "
+                             f"under {paths.data()} ({', '.join(CORPORA)})")
+
+
 def index(name: str, root: Path | None = None) -> pd.DataFrame:
     """List a corpus's utterances with their labels, without opening the audio.
 

@@ -4,6 +4,7 @@ Every model of the project, classical or network, goes through :func:`cross_vali
 emotions, so it can't learn from them; what it did with the other rows is written down for the audit.
 """
 
+import gzip
 import json
 import shutil
 import warnings
@@ -137,8 +138,9 @@ def cross_validate(model: Model, inputs: np.ndarray | dict[int, np.ndarray], utt
 
 
 def write_record(records: list[dict], path: Path) -> None:
-    """Write a model's run records, one per variant, as JSON."""
+    """Write a model's run records, one per variant, as JSON (compressed if the path ends in ``.gz``), for the audit."""
     text = json.dumps(records).encode()
+    text = gzip.compress(text, mtime=0) if path.suffix == ".gz" else text
     write_atomically(path, lambda handle: handle.write(text))
     note_output(path)
 

@@ -323,6 +323,30 @@ def normalise_by_speaker(values: np.ndarray, speakers: np.ndarray) -> np.ndarray
     return result
 
 
+def normalise_by_enrolment(values: np.ndarray, enrolment: np.ndarray, usual_mean: np.ndarray, usual_std: np.ndarray,
+                           prior: float = 4.0) -> np.ndarray:
+    """Standardise a speaker's clips with what a few of them (the *enrolment* clips) say of the speaker.
+
+    What :func:`normalise_by_speaker` is for people of whom little is known: a few clips give a poor mean and a worse standard
+    deviation, so the training speakers' own count for `prior` clips more. No clips at all give the usual speaker.
+
+    Parameters
+    ----------
+    values : np.ndarray [shape=(n_utterances, n_features)]
+        Of one speaker.
+    enrolment : np.ndarray [shape=(n_clips, n_features)]
+        Of the same speaker; may be among `values`.
+    usual_mean, usual_std : np.ndarray [shape=(n_features,)]
+        Mean over the training speakers of a speaker's mean, and root mean square of a speaker's standard deviation.
+    prior
+        In clips; 0 leaves everything to the enrolment clips.
+    """
+    enrolment, n = enrolment.astype(np.float64), len(enrolment)
+    mean = (enrolment.sum(axis=0) + prior * usual_mean) / (n + prior)
+    spread = (np.square(enrolment - mean).sum(axis=0) + prior * np.square(usual_std)) / (n + prior)
+    return ((values - mean) / (np.sqrt(spread) + 1e-6)).astype(np.float32)
+
+
 def _clip_begins(frames: pd.DataFrame) -> np.ndarray:
     """Rows at which a clip begins; its rows follow one another."""
     ids = frames["utterance_id"].to_numpy(str)

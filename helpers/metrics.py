@@ -28,6 +28,7 @@ from helpers import corpora
 from helpers.tables import read_table
 
 N_BOOTSTRAP = 2000
+MIN_CLIPS = 10  # of an emotion; one clip more or less would move its recall by ten points
 MIN_SPEAKERS = 8  # fewer say nothing of how much speakers differ: no interval
 
 
@@ -115,6 +116,76 @@ def expected_calibration_error(predictions: pd.DataFrame, n_bins: int = 15) -> f
     bins = np.minimum((confidence * n_bins).astype(int), n_bins - 1)
     gaps = [abs(right[bins == b].mean() - confidence[bins == b].mean()) * (bins == b).mean() for b in np.unique(bins)]
     return float(np.sum(gaps))
+
+
+def by_group(predictions: pd.DataFrame, groups: pd.Series, speakers: pd.Series, seed: int = 0) -> pd.DataFrame:
+    """Evaluate parts of the test rows: men and women, weak and strong, short and long, each speaker.
+
+    Parameters
+    ----------
+    predictions
+        Test rows of one model in one variant.
+    groups, speakers
+        Group and speaker of each ``utterance_id`` (the index).
+    seed
+        Of the bootstrap.
+
+    Returns
+    -------
+    pd.DataFrame
+        A row per group: ``n``, ``n_speakers``, ``uar``, ``uar_low``, ``uar_high``, ``wa``, and ``warning``: why a number is not
+        to be compared with others (few speakers, few clips of an emotion, emotions that lack), or an empty text.
+    """
+    _check_rows(predictions)
+    rows, n_emotions = [], len(probabilities(predictions)[1])
+    for name, part in predictions.groupby(predictions["utterance_id"].map(groups), sort=True, observed=True):
+        counts, n_speakers = part["truth"].value_counts(), speakers.loc[part["utterance_id"]].nunique()
+        few = [f"{n_speakers} speaker{'s' * (n_speakers > 1)}: no interval"] if n_speakers < MIN_SPEAKERS else []
+        few += [f"{counts.min()} clips of {counts.idxmin()}"] if counts.min() < MIN_CLIPS else []
+        few += [f"{n_emotions - len(counts)} emotion(s) lack"] if len(counts) < n_emotions else []
+        found = evaluate(part, speakers, seed)
+        rows.append({"group": name, "n": len(part), "n_speakers": n_speakers,
+                     **{key: found[key] for key in ("uar", "uar_low", "uar_high", "wa")}, "warning": "; ".join(few)})
+    return pd.DataFrame(rows).set_index("group")
+
+
+def selective(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Say how right a model is where it is sure: accuracy against coverage, as the least sure clips are left out.
+
+    Use it to choose below which confidence an answer should be "unsure": take the threshold from *valid* rows.
+
+    Returns
+    -------
+    pd.DataFrame
+        By falling confidence: ``confidence`` (of the least sure clip that is answered), ``coverage`` (share that is answered)
+        and ``accuracy`` (share of these that is right).
+
+    References
+    ----------
+    Y. Geifman, R. El-Yaniv, "Selective classification for deep neural networks", NeurIPS 2017.
+    """
+    confidence = probabilities(predictions)[0].max(axis=1)
+    order = np.argsort(-confidence, kind="stable")
+    right = (predicted(predictions) == predictions["truth"].to_numpy(str))[order]
+    answered = np.arange(1, len(right) + 1)
+    return pd.DataFrame({"confidence": confidence[order], "coverage": answered / len(right),
+                         "accuracy": right.cumsum() / answered})
+
+
+def label_uar(truth: pd.Series, guess: pd.Series, speaker: pd.Series, seed: int = 0) -> dict[str, float]:
+    """Compute UAR where only labels were kept, no probabilities; a clip may have several rows (of several draws).
+
+    Returns
+    -------
+    dict
+        ``uar, uar_low, uar_high`` (95 % interval by bootstrap over speakers; NaN below eight speakers).
+    """
+    emotions = corpora.emotion_order([*truth, *guess])
+    columns = [pd.Categorical(labels, emotions).codes.astype(int) for labels in (truth, guess)]
+    counts = _counts(*columns, np.unique(np.asarray(speaker, str), return_inverse=True)[1], len(emotions))
+    low, high = _interval(_bootstrap_uar(counts, seed))
+    total = counts.sum(axis=0)
+    return {"uar": float(np.nanmean(_share(total.diagonal(), total.sum(axis=1)))), "uar_low": low, "uar_high": high}
 
 
 def paired_difference(first: pd.DataFrame, second: pd.DataFrame, speakers: pd.Series, seed: int = 0) -> dict[str, float]:
@@ -282,9 +353,12 @@ def _f1(counts: np.ndarray) -> np.ndarray:
 def _confusions(predictions: pd.DataFrame, group: np.ndarray) -> np.ndarray:
     """Return a confusion matrix per group (numbered from 0), shape ``(n_groups, n_emotions, n_emotions)``."""
     values, emotions = probabilities(predictions)
-    n = len(emotions)
-    cell = (group * n + truth_column(predictions)) * n + values.argmax(axis=1)
-    return np.bincount(cell, minlength=(group.max(initial=0) + 1) * n * n).reshape(-1, n, n)
+    return _counts(truth_column(predictions), values.argmax(axis=1), group, len(emotions))
+
+
+def _counts(truth: np.ndarray, guess: np.ndarray, group: np.ndarray, n: int) -> np.ndarray:
+    """Count (truth, guess) per group; all are numbered from 0."""
+    return np.bincount((group * n + truth) * n + guess, minlength=(group.max(initial=0) + 1) * n * n).reshape(-1, n, n)
 
 
 def _speaker_confusions(predictions: pd.DataFrame, speakers: pd.Series) -> np.ndarray:

@@ -29,7 +29,8 @@ from helpers.publish import badges, publish
 from helpers.report import write_report
 from helpers.tables import file_hash
 
-SKIPPED = {"WeightsMissing": "weights missing", "TextMissing": "no text"}  # of helpers.pretrained and helpers.text
+# of helpers.pretrained, helpers.text and helpers.corpora
+SKIPPED = {"WeightsMissing": "weights missing", "TextMissing": "no text", "CorporaMissing": "one corpus alone"}
 UNTRACKED = {"plots", "pipeline"}  # they change how things look, not what comes out
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import seaborn as sns
 from IPython.display import Markdown, display
 
-from helpers import paths
+from helpers import metrics, paths
 from helpers.cache import write_atomically
 from helpers.corpora import EMOTIONS, emotion_order, without_sex
 
@@ -16,7 +16,7 @@ from helpers.corpora import EMOTIONS, emotion_order, without_sex
 _COLOURS = {"neutral": "#8c8c8c", "calm": "#7fb8ad", "happy": "#f2b134", "excited": "#f78d3f", "sad": "#3b6ea5",
             "angry": "#c8373f", "frustrated": "#8a4b38", "fearful": "#7b52ab", "disgust": "#5c8a3a", "surprised": "#e377c2",
             "bored": "#4fa3c7", "dislike": "#94603a"}
-VARIANTS = {"inductive": "#33658a", "speaker-normalised": "#86bbd8"}
+VARIANTS = {"inductive": "#33658a", "corpus-normalised": "#8c9a5b", "speaker-normalised": "#86bbd8"}
 _OTHERS = ["#17becf", "#bcbd22", "#a05195", "#665191", "#2f4b7c", "#ff7c43"]
 
 
@@ -94,6 +94,26 @@ def results_bars(results: pd.DataFrame, axis: plt.Axes, title: str = "") -> None
     for variant in results["variant"].unique():
         axis.barh(np.nan, np.nan, color=VARIANTS[variant], label=variant)
     axis.legend(loc="lower right", fontsize=9)
+
+
+def reliability(predictions: dict[str, pd.DataFrame], axis: plt.Axes, n_bins: int = 15, title: str = "") -> None:
+    """Draw a reliability diagram: of the clips about which a model is so sure, how many are right?
+
+    Parameters
+    ----------
+    predictions
+        Label → test rows. Bins of fewer than ten clips are left out.
+    """
+    for label, rows in predictions.items():
+        confidence = metrics.probabilities(rows)[0].max(axis=1)
+        table = pd.DataFrame({"confidence": confidence, "hit": metrics.predicted(rows) == rows["truth"].to_numpy(str)})
+        bins = np.minimum((confidence * n_bins).astype(int), n_bins - 1)
+        points = table.groupby(bins).mean()[table.groupby(bins).size() >= 10]
+        ece = metrics.expected_calibration_error(rows, n_bins)
+        axis.plot(points["confidence"], points["hit"], "o-", color=VARIANTS.get(label), ms=4, label=f"{label}: ECE {ece:.3f}")
+    axis.plot([0, 1], [0, 1], color="#222222", ls=":")
+    axis.set(title=title, xlabel="confidence", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
+    axis.legend(fontsize=9, loc="upper left")
 
 
 def recall_bars(counts: pd.DataFrame, axis: plt.Axes, title: str = "") -> None:

@@ -53,19 +53,20 @@ def publish(books: list[Notebook], outcomes: dict[str, dict], settings: Settings
 def results_of(books: list[Notebook], settings: Settings) -> dict[Path, Path]:
     """Return which tables are published, and where to, below ``data/results``: what the notebooks say they wrote last.
 
-    Predictions, runs to compare, folds and results; of another corpus, too, if a notebook has results of one.
+    Predictions, runs to compare, folds, results with their cards, and what evaluation they rest on; of another corpus, too, if
+    a notebook has results of one.
     """
     found = {}
     for path in (Path(path) for book in books for path in read_json(settings.stamp(book)).get("outputs", {})):
         if path.is_relative_to(settings.work.parent):
-            corpus, *inner = path.relative_to(settings.work.parent).parts
-            match inner:
-                case [policy, "folds.csv" | "results.csv" as name]:
+            corpus, *place = path.relative_to(settings.work.parent).parts
+            match place:
+                case [policy, "folds.csv" | "results.csv" | "cards.json" as name]:
                     found[path] = Path(corpus, policy, name)
                 case [policy, "predictions", name] if name.endswith(".parquet"):
                     found[path] = Path(corpus, policy, name)
-                case [policy, "comparisons", name] if name.endswith(".parquet"):
-                    found[path] = Path(corpus, policy, "comparisons", name)
+                case [policy, "comparisons" | "evaluation" as inner, name]:
+                    found[path] = Path(corpus, policy, inner, name)
     return found
 
 

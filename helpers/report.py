@@ -15,7 +15,7 @@ from pathlib import Path
 
 import jinja2
 
-from helpers.notebooks import Notebook, Settings, is_added, mirror, write
+from helpers.notebooks import Notebook, Settings, is_added, mirror, read_json, write
 from helpers.tables import file_hash
 
 PACKAGES = ["numpy", "pandas", "scipy", "scikit-learn", "torch", "librosa", "xgboost", "lightgbm", "papermill"]
@@ -73,7 +73,13 @@ def write_page(book: Notebook, executed: Path, pages: list[str]) -> None:
 
 
 def result_groups(path: Path) -> list[dict]:
-    """Read results.csv into one group per variant, best model first, as the report and README show it."""
+    """Read results.csv, and the protocol cards beside it, into one group per variant, best model first."""
+    beside = path.with_name("cards.json")
+    cards = {}
+    if beside.is_file():
+        from helpers import protocol  # late: it takes a second
+
+        cards = {(card["model"], card["variant"]): protocol.text(card) for card in read_json(beside)}
     empty = {column: "" for _, column, _ in COLUMNS}  # a table of an earlier version may lack one
     with open(path, encoding="utf-8", newline="") if path.is_file() else contextlib.nullcontext([]) as handle:
         table = [empty | row for row in csv.DictReader(handle)]
@@ -86,6 +92,7 @@ def result_groups(path: Path) -> list[dict]:
                 for _, column, better in COLUMNS}
         for row in rows:
             row["pretrained"] = row["pretrained"] == "True"
+            row["card"] = cards.get((row["model"], row["variant"]), "")
             row["bar"] = [100 * float(row[name] or row["uar"]) for name in ("uar_low", "uar", "uar_high")]
             row["cells"] = [{"best": row in models and row[column] and float(row[column]) == best[column], "text":
                              f"{float(row[column]) * (1 if column == 'nll' else 100):.{1 + (column == 'nll')}f}"

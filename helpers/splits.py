@@ -69,6 +69,31 @@ def make_folds(utterances: pd.DataFrame, published: dict[int, tuple[str, ...]] |
     return pd.concat(tables, ignore_index=True)
 
 
+def make_transfer(train: pd.DataFrame, test: pd.DataFrame, n_valid: int = 4, seed: int = 0) -> pd.DataFrame:
+    """Make one fold that learns from one corpus (or several) and is tested on another.
+
+    Parameters
+    ----------
+    train, test
+        As `utterances` of :func:`make_folds`; some training speakers become valid.
+    n_valid, seed
+        As there.
+
+    Raises
+    ------
+    ValueError
+        If a speaker group has the same name on both sides: put the corpus's name before it.
+    """
+    if both := sorted(set(train["group"]) & set(test["group"])):
+        raise ValueError(f"{len(both)} speaker group(s) are on both sides, e.g. {both[:5]}: the same people can't be tested; "
+                         "other people of the same name need their corpus's name before it")
+    units = train.groupby("group", sort=True).agg(sex=("sex", "first"), speakers=("speaker", "nunique"))
+    valid = _valid_units(units, {1: []}, n_valid, seed)[1]
+    role = [*np.where(train["group"].isin(valid), "valid", "train"), *["test"] * len(test)]
+    rows = pd.concat([train, test], ignore_index=True)[["utterance_id", "emotion", "speaker"]]
+    return rows.assign(fold=1, role=role)
+
+
 def fold_summary(folds: pd.DataFrame) -> pd.DataFrame:
     """Return, per fold, the number of utterances and the speakers of each role."""
     table = folds.groupby(["fold", "role"]).agg(utterances=("utterance_id", "size"),

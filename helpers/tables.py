@@ -7,9 +7,11 @@ which notebook wrote it, with which parameters, from which inputs (with their ha
 """
 
 import hashlib
+import importlib.metadata
 import json
 import os
 import platform
+import sys
 import time
 import warnings
 from datetime import UTC, datetime
@@ -23,6 +25,9 @@ import pyarrow
 from helpers import paths
 from helpers.cache import write_atomically
 
+# imported as → installed as: what can move a digit
+PACKAGES = {"numpy": "numpy", "pandas": "pandas", "sklearn": "scikit-learn", "torch": "torch", "xgboost": "xgboost",
+            "lightgbm": "lightgbm", "transformers": "transformers", "librosa": "librosa"}
 _STARTED = time.time()
 _READ: dict[str, str] = {}  # inputs this process has read, with their hashes
 
@@ -66,7 +71,7 @@ SCHEMAS = {
     "predictions": pa.DataFrameSchema({
         "utterance_id": _ID, "fold": pa.Column(int, pa.Check.ge(1)),
         "role": pa.Column(str, pa.Check.isin(["valid", "test"])),
-        "variant": pa.Column(str, pa.Check.isin(["inductive", "speaker-normalised"])),
+        "variant": pa.Column(str, pa.Check.isin(["inductive", "corpus-normalised", "speaker-normalised"])),
         "pretrained": pa.Column(bool), "truth": pa.Column(str), r"^p_.+$": _PROBABILITY,
     }, strict=True, unique=["utterance_id", "fold", "role", "variant"], coerce=True),
     "curves": pa.DataFrameSchema({
@@ -74,6 +79,10 @@ SCHEMAS = {
         **{name: pa.Column(float) for name in ["train_loss", "valid_nll", "valid_uar", "learning_rate"]},
         "kept": pa.Column(bool),
     }, strict=True, unique=["model", "variant", "fold", "epoch"], coerce=True),
+    "guesses": pa.DataFrameSchema({  # of many small runs: labels alone
+        "curve": pa.Column(str), "setting": pa.Column(str), "n": pa.Column(int, pa.Check.ge(0)),
+        "draw": pa.Column(int, pa.Check.ge(0)), "utterance_id": _ID, "truth": pa.Column(str), "guess": pa.Column(str),
+    }, strict=True, unique=["curve", "setting", "n", "draw", "utterance_id"], coerce=True),
     "results": pa.DataFrameSchema({
         "model": pa.Column(str), "variant": pa.Column(str), "pretrained": pa.Column(bool), "n": pa.Column(int),
         **{name: pa.Column(float, nullable=True) for name in
@@ -114,7 +123,8 @@ def write_table(frame: pd.DataFrame, path: Path, schema: str, *, notebook: str =
         "notebook": notebook, "parameters": parameters or {},
         "inputs": {name: digest for name, digest in _READ.items() if name != _name(path)},
         "seconds": round(time.time() - _STARTED, 1), "written": datetime.now(UTC).isoformat("T", "seconds"),
-        "versions": {"python": platform.python_version(), "pandas": pd.__version__},
+        "versions": {"python": platform.python_version(), **{
+            package: importlib.metadata.version(package) for name, package in PACKAGES.items() if name in sys.modules}},
     }
     text = json.dumps(sidecar, indent=1, default=str).encode()
     write_atomically(path.with_name(path.name + ".json"), lambda handle: handle.write(text))

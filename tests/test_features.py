@@ -274,3 +274,20 @@ def test_eight_curves_are_columns_of_the_descriptors(tmp_path):
     assert curves.shape == (len(frames), 9) and curves["utterance_id"].equals(frames["utterance_id"])
     assert curves["rms_db"].equals(frames["rms_db"])
     np.testing.assert_allclose(curves["mfcc_mean"], frames[[f"mfcc{i:02d}" for i in range(13)]].mean(axis=1))
+
+
+def test_enrolment_with_every_clip_is_speaker_normalisation():
+    values, speakers = np.random.default_rng(0).normal(5, 3, (40, 6)), np.repeat(["a", "b"], 20)
+    mine = values[:20]
+    usual = features.normalise_by_enrolment(mine, mine, np.zeros(6), np.ones(6), prior=0)
+    assert np.allclose(usual, features.normalise_by_speaker(values, speakers)[:20], atol=1e-5)
+
+
+def test_speaker_without_clips_is_the_usual_one_and_few_clips_count_little():
+    rng = np.random.default_rng(0)
+    mine, mean, std = rng.normal(5, 3, (20, 6)), np.full(6, 4.0), np.full(6, 2.0)
+    nothing = features.normalise_by_enrolment(mine, mine[:0], mean, std)
+    assert np.allclose(nothing, (mine - 4) / 2, atol=1e-5)
+    one = features.normalise_by_enrolment(mine, mine[:1], mean, std, prior=4.0)
+    assert np.isfinite(one).all() and np.abs(one - nothing).mean() < np.abs(nothing).mean()
+    assert one.dtype == np.float32

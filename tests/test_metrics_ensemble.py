@@ -394,3 +394,59 @@ def test_command_prints_compared_runs_too(models, folds, tmp_path):
     printed = subprocess.run(command, cwd=paths.PROJECT, capture_output=True, text=True, check=True)
     assert "net " in printed.stdout and "compared, inductive" in printed.stdout
     assert "net__without_it" in printed.stdout and "what is left out is worth +0." in printed.stdout
+
+
+# --- groups, "unsure", temperature ----------------------------------------------------------------------------------
+
+
+def test_groups_are_evaluated_apart_and_small_ones_are_marked(models, speakers):
+    rows = test_of(models["fair"])
+    half = pd.Series(np.where(speakers < "s05", "first", "second"), speakers.index)
+    found = metrics.by_group(rows, half, speakers)
+    assert list(found.index) == ["first", "second"] and found["n"].sum() == len(rows)
+    for name, row in found.iterrows():
+        part = rows[rows["utterance_id"].map(half) == name]
+        assert row["uar"] == pytest.approx(metrics.uar(part)) and np.isnan(row["uar_low"])
+        assert "5 speakers: no interval" in row["warning"]
+    many = metrics.by_group(rows, pd.Series("all", speakers.index), speakers).loc["all"]
+    assert many["warning"] == "" and many["uar_low"] < many["uar"] < many["uar_high"]
+    poor = metrics.by_group(rows[(rows["truth"] != "sad") | rows["fold"].eq(1)], pd.Series("all", speakers.index), speakers)
+    assert "8 clips of sad" in poor["warning"].iloc[0]
+    none = metrics.by_group(rows[rows["truth"] != "sad"], pd.Series("all", speakers.index), speakers)
+    assert "1 emotion(s) lack" in none["warning"].iloc[0]
+
+
+def test_selective_prediction_by_hand(golden):
+    # confidences .9 .8 .7 .6 .5 .4, right: yes yes no yes no yes
+    found = metrics.selective(golden)
+    assert found["confidence"].tolist() == pytest.approx([.9, .8, .7, .6, .5, .4])
+    assert found["coverage"].tolist() == pytest.approx(np.arange(1, 7) / 6)
+    assert found["accuracy"].tolist() == pytest.approx([1, 1, 2 / 3, 3 / 4, 3 / 5, 4 / 6])
+
+
+def test_labels_alone_give_the_same_uar_and_interval(models, speakers):
+    rows = test_of(models["fair"])
+    whole = metrics.evaluate(rows, speakers)
+    found = metrics.label_uar(rows["truth"], metrics.predicted(rows), rows["utterance_id"].map(speakers))
+    assert found == pytest.approx({name: whole[name] for name in ("uar", "uar_low", "uar_high")})
+
+
+@pytest.mark.parametrize("exponent", [1.0, 8.0])  # these logits are right at 2.5
+def test_temperature_mends_probabilities_that_are_too_modest_or_too_sure(models, speakers, exponent):
+    columns = [c for c in models["good"] if c.startswith("p_")]
+    values = models["good"][columns].to_numpy() ** exponent
+    wrong = models["good"].copy()
+    wrong[columns] = (values / values.sum(axis=1, keepdims=True)).astype(np.float32)
+    mended, temperature = ensemble.tempered(wrong)
+    before, after = (metrics.evaluate(test_of(table), speakers) for table in (wrong, mended))
+    assert after["nll"] < before["nll"] - 0.01 and after["ece"] < before["ece"] and after["uar"] == before["uar"]
+    assert temperature.groupby("variant").size().tolist() == [5] and (temperature > 1).all() == (exponent > 2.5)
+    tables.SCHEMAS["predictions"].validate(mended)
+
+
+def test_temperature_never_sees_test_rows(models):
+    wrong = models["good"].copy()
+    columns = [c for c in wrong if c.startswith("p_")]
+    is_test = wrong["role"] == "test"
+    wrong.loc[is_test, columns] = wrong.loc[is_test, columns[::-1]].to_numpy()
+    assert ensemble.tempered(wrong)[1].tolist() == ensemble.tempered(models["good"])[1].tolist()

@@ -120,6 +120,18 @@ def test_summary_counts_every_row(folded):
     assert (summary.sum(axis=1) == len(utterances)).all() and list(summary.columns) == list(splits.ROLES)
 
 
+def test_transfer_trains_on_one_corpus_and_tests_the_other():
+    here, there = make_utterances(8), make_utterances(4).assign(
+        utterance_id=lambda t: "other/" + t["utterance_id"].str.split("/").str[1], group=lambda t: "x" + t["group"],
+        speaker=lambda t: "x" + t["speaker"], audio_hash=lambda t: "x" + t["audio_hash"])
+    folds = splits.make_transfer(here, there, n_valid=2)
+    assert set(folds.loc[folds["role"] == "test", "utterance_id"]) == set(there["utterance_id"])
+    assert folds[folds["role"] == "valid"]["speaker"].nunique() == 2 and len(folds) == len(here) + len(there)
+    assert faults(audit.audit_folds(folds, pd.concat([here, there]))) == []
+    with pytest.raises(ValueError, match=r"4 speaker group\(s\) are on both sides"):
+        splits.make_transfer(here, make_utterances(4))
+
+
 # --- planted faults -----------------------------------------------------------------------------------------------
 
 
@@ -131,7 +143,7 @@ def test_clean_folds_pass(folded):
 @pytest.mark.parametrize(("old", "new"), [("test", "train"), ("train", "test"), ("valid", "train"), ("test", "valid")])
 def test_leaked_speaker_is_caught(folded, old, new):
     folds, utterances = folded
-    with pytest.raises(ValueError, match=r"speakers: 1 speakers on two sides of a fold, in 1 fold\(s\): s\d\d"):
+    with pytest.raises(ValueError, match=r"speakers: 1 speakers on two sides of a fold \(\d+% of the test rows\): s\d\d"):
         audit.require_clean(audit.audit_folds(moved(folds, old, new), utterances))
 
 
@@ -187,7 +199,7 @@ def test_augmented_copy_apart_from_its_parent_is_caught(folded):
 
 def test_folds_of_another_corpus_are_caught(folded):
     folds, utterances = folded
-    assert "utterances" in faults(audit.audit_folds(folds, utterances[utterances["speaker"] != "s03"]))
+    assert "known rows" in faults(audit.audit_folds(folds, utterances[utterances["speaker"] != "s03"]))
 
 
 def test_row_that_is_never_tested_or_twice_is_told(folded):
