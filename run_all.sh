@@ -18,6 +18,7 @@ is active, or makes .venv in the project's folder.
   --force               run them even if nothing changed
   --device auto|cpu|cuda
   --allow-incomplete    go on although files of the corpus are missing
+  --published           only the notebooks on results, from the predictions that come with the project: no audio, no training
   --publish             afterwards copy notebooks, figures, predictions and tables to where they are committed
 
   --test [ARGUMENTS]    run the tests instead (arguments go to pytest)
@@ -41,7 +42,7 @@ while (($#)); do
     -h | --help) usage; exit 0 ;;
     --test) mode=test; shift; arguments=("$@"); break ;;
     --results) mode=results ;;
-    --force | --allow-incomplete | --publish) arguments+=("$1") ;;
+    --force | --allow-incomplete | --published | --publish) arguments+=("$1") ;;
     --corpus=* | --policy=* | --profile=* | --from=* | --only=* | --device=*) arguments+=("$1") ;;
     --corpus | --policy | --profile | --from | --only | --device)
       (($# > 1)) || stop 2 "$1 needs a value; see ./run_all.sh --help"

@@ -42,6 +42,7 @@ class Settings:
     allow_incomplete: bool = False
     first: str = ""
     only: tuple[str, ...] = ()
+    published: bool = False
     force: bool = False
     fingerprint: Callable[[str], str] = str  # of the raw corpus of that name
 
@@ -95,7 +96,8 @@ def values_for(books: list[Notebook], settings: Settings, profile: dict) -> dict
         raise Refused(f"profile {settings.profile!r} names notebooks {sorted(strange)}; there are 'all' and {numbers}.")
     if strange := profile.get("all", {}).keys() - known:
         raise Refused(f"profile {settings.profile!r} sets {sorted(strange)} for all; notebooks have {sorted(known)}.")
-    options = {"POLICY": settings.policy, "DEVICE": settings.device, "ALLOW_INCOMPLETE": settings.allow_incomplete}
+    options = {"POLICY": settings.policy, "DEVICE": settings.device, "ALLOW_INCOMPLETE": settings.allow_incomplete,
+               "PUBLISHED": settings.published}
     options = {name: value for name, value in options.items() if value not in ("", "auto", False)}
     values = {}
     for book in books:

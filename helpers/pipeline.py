@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     for option in ("--policy", "--profile", "--only"):
         parser.add_argument(option, default="")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    for flag in ("--force", "--allow-incomplete", "--publish", "--check"):
+    for flag in ("--force", "--allow-incomplete", "--published", "--publish", "--check"):
         parser.add_argument(flag, action="store_true")
     options = parser.parse_args(arguments)
     if options.command == "badges":
@@ -94,6 +94,7 @@ def settings_from(options: argparse.Namespace) -> Settings:
         project=paths.PROJECT, work=paths.work(options.corpus), corpus=options.corpus, synthetic=corpus.synthetic,
         policy="" if options.policy == corpus.default_policy else options.policy, default_policy=corpus.default_policy,
         profile=profile, device=options.device, allow_incomplete=options.allow_incomplete, force=options.force,
+        published=options.published,
         first=options.first and options.first.zfill(2), fingerprint=corpora.fingerprint,
         only=tuple(number.strip().zfill(2) for number in options.only.split(",") if number.strip()))
 
@@ -105,10 +106,11 @@ def run(books: list[Notebook], settings: Settings) -> dict[str, dict]:
     numbers, outcomes, failed = [book.number for book in books], {}, False
     if strange := {*settings.only, settings.first} - {*numbers, ""}:
         raise Refused(f"there is no notebook {', '.join(sorted(strange))}; there are {', '.join(numbers)}.")
+    wanted = settings.only or [book.number for book in books if "PUBLISHED" in book.parameters or not settings.published]
     for book in books:
         stamp = read_json(settings.stamp(book))
         outcome = {"reason": ""} | {key: stamp[key] for key in ("cells", "seconds", "peak_mb", "longest") if key in stamp}
-        if failed or book.number < settings.first or book.number not in (settings.only or numbers):
+        if failed or book.number < settings.first or book.number not in wanted:
             outcome["status"] = "earlier" if stamp else "not run"
         elif not (reason := why_stale(book, values[book.name], settings)):
             outcome["status"] = "fresh"

@@ -128,6 +128,18 @@ def comparison_lines(folder: Path) -> list[str]:
     return lines
 
 
+def fault_lines(path: Path) -> list[str]:
+    """Return what faults are worth as a table for README."""
+    lines = ["| | would have been reported: UAR (95 % interval) | honest | inflation, points | what the audit names |",
+             "|---|--:|--:|--:|---|"]
+    for row in read_table(path, "faults").itertuples():
+        known = math.isfinite(row.uar_low)
+        uar = f"{100 * row.uar:.1f}" + f" [{100 * row.uar_low:.1f}–{100 * row.uar_high:.1f}]" * known
+        worth = f"{100 * row.difference:+.1f}" + f" [{100 * row.low:+.1f}, {100 * row.high:+.1f}]" * known
+        lines.append(f"| {row.fault} | {uar} | {100 * row.honest:.1f} | {worth} | {row.audit} |")
+    return lines
+
+
 def take_outputs(notebook, executed, settings: Settings) -> bool:
     """Give a committed notebook the outputs of its executed copy; False when that ran other code.
 
@@ -186,10 +198,11 @@ def rewrite_readme(readme: Path, books: list[Notebook], outcomes: dict[str, dict
     text = readme.read_text(encoding="utf-8")
     blocks = {"results": results_lines(settings.policy_work / "results.csv"),
               "comparisons": comparison_lines(settings.policy_work), "cost": cost}
-    others = [path for path, target in results_of(books, settings).items()
-              if target.name == "results.csv" and target.parts[0] != settings.corpus]
-    if others:
-        blocks["others"] = [line for path in others for line in results_lines(path)]
+    for path, target in results_of(books, settings).items():
+        if target.name == "results.csv" and target.parts[0] != settings.corpus:
+            blocks[target.parts[0]] = results_lines(path)
+        elif target.name == "faults.csv":
+            blocks["faults"] = fault_lines(path)
     for block, lines in blocks.items():
         before, begin, rest = text.partition(f"<!-- {block}:begin -->\n")
         _, end, after = rest.partition(f"<!-- {block}:end -->")

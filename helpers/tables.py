@@ -83,6 +83,12 @@ SCHEMAS = {
         "curve": pa.Column(str), "setting": pa.Column(str), "n": pa.Column(int, pa.Check.ge(0)),
         "draw": pa.Column(int, pa.Check.ge(0)), "utterance_id": _ID, "truth": pa.Column(str), "guess": pa.Column(str),
     }, strict=True, unique=["curve", "setting", "n", "draw", "utterance_id"], coerce=True),
+    "faults": pa.DataFrameSchema({  # what is reported with a fault, and what is honest
+        "fault": pa.Column(str, unique=True), "n": pa.Column(int),
+        **{name: pa.Column(float, nullable=True) for name in
+           ["uar", "uar_low", "uar_high", "honest", "difference", "low", "high", "p_holm"]},
+        "audit": pa.Column(str),
+    }, strict=True, coerce=True),
     "results": pa.DataFrameSchema({
         "model": pa.Column(str), "variant": pa.Column(str), "pretrained": pa.Column(bool), "n": pa.Column(int),
         **{name: pa.Column(float, nullable=True) for name in

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 from conftest import make_predictions, make_utterances
 
@@ -270,13 +271,14 @@ def publishable(project) -> notebooks.Settings:
     (project / "notebooks/02_second.ipynb").unlink()
     work = project / "work"
     tell = LOG + """import hashlib, pathlib
-for path in [p for pattern in ('*/*/*/*.parquet', '*/*/*.csv') for p in pathlib.Path(HERE, 'work').glob(pattern)]:
+patterns = '*/*/*/*.parquet', '*/*/*.csv', '*/*/*/faults.csv'
+for path in [p for pattern in patterns for p in pathlib.Path(HERE, 'work').glob(pattern)]:
     if 'renamed' not in path.name:
         log(event='write', path=str(path), sha256=hashlib.sha256(path.read_bytes()).hexdigest())"""
     write_notebook(project, "01_first", tell, OUTPUTS, HERE=str(project), DEVICE="auto")
     (project / "README.md").write_text("a\n<!-- results:begin -->\nOLD\n<!-- results:end -->\nb\n"
                                        "<!-- comparisons:begin -->\n<!-- comparisons:end -->\n"
-                                       "<!-- others:begin -->\n<!-- others:end -->\n"
+                                       "<!-- talk:begin -->\n<!-- talk:end -->\n<!-- faults:begin -->\n<!-- faults:end -->\n"
                                        "<!-- cost:begin -->\n<!-- cost:end -->\nc")
     settings = settings_of(project, device="cpu")
     folds = make_folds(make_utterances(10, 4), n_folds=5)
@@ -288,6 +290,9 @@ for path in [p for pattern in ('*/*/*/*.parquet', '*/*/*.csv') for p in pathlib.
     tables.write_table(table, work / "talk/seven/predictions/words.parquet", "predictions", notebook="test")
     (work / "talk/seven/results.csv").write_text(RESULTS.replace("average", "of words").replace("demo, four", "talk, seven"))
     fold = {"fit": ["a", "b"], "notes": {"parameters": 9, "curves": [{}, {}], "setting": {"epochs": 5, "dropout": 0.3}}}
+    faults = pd.DataFrame([{"fault": "(b) at random", "n": 40, "uar": 0.9, "uar_low": 0.8, "uar_high": 1.0, "honest": 0.5,
+                            "difference": 0.4, "low": 0.3, "high": 0.5, "p_holm": 0.01, "audit": "speakers"}])
+    tables.write_table(faults, settings.policy_work / "evaluation/faults.csv", "faults", notebook="test")
     record = {"variant": "inductive", "inputs": {"shape": [4, 5]}, "folds": {"1": fold, "2": fold},
               "settings": {"build": "MelCNN", "search": {"epochs": [1]}, "trials": 2, "epochs": 9, "options": {"hidden": 4}}}
     experiment.write_record([record], settings.policy_work / "records/net.json")
@@ -322,7 +327,8 @@ def test_published_files_and_readme(publishable):
     run_and_publish(publishable)
     results = publishable.project / "data/results/demo/four"
     assert {str(path.relative_to(results)) for path in results.rglob("*") if path.is_file()} == {
-        "net.parquet", "comparisons/net__without_it.parquet", "folds.csv", "results.csv", "run.json", "networks.json"}
+        "net.parquet", "comparisons/net__without_it.parquet", "evaluation/faults.csv", "folds.csv", "results.csv", "run.json",
+        "networks.json"}
     talk = publishable.project / "data/results/talk/seven"
     assert sorted(path.name for path in talk.iterdir()) == ["results.csv", "words.parquet"]
     assert json.loads((results / "networks.json").read_text()) == {"net": {
@@ -330,9 +336,10 @@ def test_published_files_and_readme(publishable):
         "settings": {"build": "MelCNN", "trials": 2, "epochs": 5, "options": {"hidden": 4, "dropout": 0.3}}}}
     readme = (publishable.project / "README.md").read_text()
     assert "| average | **66.2 [60.0–72.0]** |" in readme and "OLD" not in readme
-    own, _, others = readme.partition("<!-- others:begin -->")
+    own, _, others = readme.partition("<!-- talk:begin -->")
     assert "of words" not in own and "| of words | **66.2 [60.0–72.0]** |" in others and "talk, seven" in others
     assert re.search(r"\| net__without_it \| inductive \| [\d.]+ \[[\d.–]+\] \| \+[\d.]+ \[\+[\d.]+, \+[\d.]+\] \|", readme)
+    assert "| (b) at random | 90.0 [80.0–100.0] | 50.0 | +40.0 [+30.0, +50.0] | speakers |" in readme
     assert "[01 · On first](notebooks/01_first.ipynb)" in readme and readme.endswith("<!-- cost:end -->\nc")
 
 

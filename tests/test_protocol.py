@@ -63,6 +63,7 @@ def test_text_says_it_in_words(finished):
 def test_division_that_shares_speakers_is_marked(finished):
     _, results, folds = finished
     leaked = folds.assign(role=folds["role"].where(folds.index != folds.index[folds["role"] == "test"][0], "train"))
-    card, clean = (protocol.cards(results, table, paths.work("mine", "native"), "mine", "native")[0] for table in (leaked, folds))
+    folder = paths.work("mine", "native")
+    card, clean = (protocol.cards(results, table, folder, "mine", "native")[0] for table in (leaked, folds))
     assert card["folds"]["speakers_apart"] is False and "Speakers apart: NO" in protocol.text(card)
     assert card["folds"]["sha256"] != clean["folds"]["sha256"]
