@@ -137,12 +137,12 @@ def by_group(predictions: pd.DataFrame, groups: pd.Series, speakers: pd.Series, 
         to be compared with others (few speakers, few clips of an emotion, emotions that lack), or an empty text.
     """
     _check_rows(predictions)
-    rows, n_emotions = [], len(probabilities(predictions)[1])
+    rows, emotions = [], probabilities(predictions)[1]
     for name, part in predictions.groupby(predictions["utterance_id"].map(groups), sort=True, observed=True):
         counts, n_speakers = part["truth"].value_counts(), speakers.loc[part["utterance_id"]].nunique()
         few = [f"{n_speakers} speaker{'s' * (n_speakers > 1)}: no interval"] if n_speakers < MIN_SPEAKERS else []
         few += [f"{counts.min()} clips of {counts.idxmin()}"] if counts.min() < MIN_CLIPS else []
-        few += [f"{n_emotions - len(counts)} emotion(s) lack"] if len(counts) < n_emotions else []
+        few += [f"no {', '.join(e for e in emotions if e not in counts)}"] if len(counts) < len(emotions) else []
         found = evaluate(part, speakers, seed)
         rows.append({"group": name, "n": len(part), "n_speakers": n_speakers,
                      **{key: found[key] for key in ("uar", "uar_low", "uar_high", "wa")}, "warning": "; ".join(few)})

@@ -1,4 +1,7 @@
-"""One headless run of all notebooks, on a copy of the project with a cut-down demo corpus; then one with nothing to do."""
+"""One headless run of all notebooks, on a copy of the project with a cut-down demo corpus; then one with nothing to do.
+
+And the notebooks on results alone: from the committed predictions without audio, and across three small corpora.
+"""
 
 import csv
 import json
@@ -9,9 +12,12 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import yaml
+from conftest import RATE, harmonic_tone, noise, write_audio
 
+from helpers import audit, metrics, tables
 from helpers.paths import PROJECT
 
 TURNS = 6  # per dialogue
@@ -51,12 +57,13 @@ def project(tmp_path_factory):
     return target
 
 
-def run_all(project) -> tuple[subprocess.CompletedProcess, float]:
+def run_all(project, *options, **variables) -> tuple[subprocess.CompletedProcess, float]:
     # one process each: starting workers takes longer than what is to be done
     environment = os.environ | {"SER_WORK": str(project / "derived"), "LOKY_MAX_CPU_COUNT": "1", "OMP_NUM_THREADS": "1"}
     environment.pop("SER_DATA", None)
+    environment |= variables
     started = time.monotonic()
-    command = [sys.executable, "-m", "helpers.pipeline"]
+    command = [sys.executable, "-m", "helpers.pipeline", *options]
     done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
     return done, time.monotonic() - started
 
@@ -95,3 +102,55 @@ def test_all_notebooks_run_headlessly_and_then_are_fresh(project):
     statuses = [line.split()[1] for line in again.stdout.splitlines() if re.match(r"\d\d_", line)]
     assert [status for status in statuses if status != "skipped"] == ["fresh"] * (len(numbers) - 1), again.stdout
     assert seconds < 20
+
+
+@pytest.mark.slow
+def test_results_are_shown_again_without_audio(project):
+    shutil.copytree(PROJECT / "data/results", project / "data/results")
+    before = {path: path.stat().st_mtime_ns for path in (project / "data").rglob("*")}
+    done, _ = run_all(project, "--corpus", "ravdess", "--published")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    ran = [line.split()[0][:2] for line in done.stdout.splitlines() if re.match(r"\d\d_\w+ +run ", line)]
+    assert ran == ["18", "19", "20"] and {path: path.stat().st_mtime_ns for path in (project / "data").rglob("*")} == before
+    folder = project / "data/results/ravdess/ravdess-8"
+    faults = tables.read_table(folder / "evaluation/faults.csv", "faults").set_index("fault")
+    worst = faults["difference"].idxmax()
+    shown = (project / "reports/ravdess/19_honest_evaluation.ipynb").read_text(encoding="utf-8")
+    assert f"The costliest fault is *{worst}*: {faults.loc[worst, 'uar']:.1%}" in shown, "the same number as published"
+    results = tables.read_table(folder / "results.csv", "results").set_index(["model", "variant"])["uar"]
+    cards = json.loads((folder / "cards.json").read_text(encoding="utf-8"))
+    assert {(c["model"], c["variant"]) for c in cards} == set(results.index)
+    assert np.allclose([c["results"]["uar"] for c in cards], [results[c["model"], c["variant"]] for c in cards], atol=1e-6)
+
+
+@pytest.fixture
+def three_corpora(tmp_path) -> dict[str, str]:
+    """Folders of one's own: pitch and length tell the emotion; each has its own level, and an emotion that others lack."""
+    for c, (corpus, extra) in enumerate({"mine": "bored", "yours": "surprised", "theirs": "calm"}.items()):
+        for e, emotion in enumerate(["neutral", "sad", "angry", extra]):
+            for s, k in [(s, k) for s in range(9) for k in range(2)]:
+                seconds = 0.5 + 0.1 * e
+                voice = harmonic_tone(100 + 40 * e + 4 * s + c, seconds, 0.1 + 0.2 * c) + noise(seconds, 0.01, s + k)
+                write_audio(tmp_path / corpus / emotion / f"s{s}_{k}.wav", voice, RATE)
+    return {"SER_DATA": str(tmp_path)}
+
+
+@pytest.mark.slow
+def test_cross_corpus_takes_any_corpora_and_leaves_one_out(project, three_corpora):
+    names = ["mine", "yours", "theirs"]
+    values = {"20": {"CORPORA": names, "MODELS": ["logistic regression"], "N_VALID": 2, "N_JOBS": 1}}
+    (project / "helpers/profiles/three.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    done, _ = run_all(project, "--corpus", "mine", "--only", "20", "--profile", "three", **three_corpora)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    place = project / "derived/cross-corpus"
+    results = tables.read_table(place / "matrix/results.csv", "results")
+    assert set(results["model"].str.split(",").str[0]) == {f"{a} → {b}" for a in [*names, "others"] for b in names}
+    assert set(results["variant"]) == {"inductive", "corpus-normalised", "speaker-normalised"}
+    assert (results["n"] == 9 * 3 * 2).all(), "on the three emotions that all share"
+    folds = tables.read_table(place / "others-to-mine/folds.csv", "folds")
+    sides = folds["utterance_id"].str.split("/").str[0].groupby(folds["role"] == "test").unique()
+    assert list(sides[True]) == ["mine"] and set(sides[False]) == {"yours", "theirs"}
+    assert all(name.split()[0] in names for name in folds["speaker"]), "s0 is somebody else in another corpus"
+    assert "fault" not in {finding.level for finding in audit.audit_folds(folds, folds[["utterance_id", "speaker"]])}
+    emotions = metrics.probabilities(metrics.read_predictions(place / "others-to-mine")["average"])[1]
+    assert emotions == ["neutral", "sad", "angry"]
