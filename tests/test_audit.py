@@ -111,7 +111,7 @@ def test_command_says_what_is_wrong_by_exit_code_and_in_words(tmp_path, folded):
     assert command(tmp_path, utterances, folds, "--strict").returncode == 1, "everybody says the same sentences"
     leaked = folds.assign(role=folds["role"].where(folds.index != folds.index[folds["role"] == "test"][0], "train"))
     bad = command(tmp_path, utterances, leaked)
-    assert bad.returncode == 1 and bad.stdout.startswith("FAULT") and "speakers: 1 speakers on two sides" in bad.stdout
+    assert bad.returncode == 1 and bad.stdout.startswith("FAULT") and "speakers on two sides of a fold: 1," in bad.stdout
     strange = command(tmp_path, utterances, folds.replace({"role": {"valid": "holdout"}}))
     assert strange.returncode == 2 and "holdout" in strange.stderr and not strange.stdout
 

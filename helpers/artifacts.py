@@ -1,0 +1,445 @@
+"""Trained models as folders that can be handed on: weights without pickles, and a card that says what they are.
+
+An artefact is a folder with ``card.json`` and a few files that the card names, with their hashes: networks as safetensors,
+scikit-learn pipelines as skops, what is known of the usual speaker as safetensors. Loading executes nothing of what is in it: a
+file that the card does not name, that has another hash, lies elsewhere or holds objects of types that are not vetted is
+refused, with the reason. At the end every artefact is asked the same question as when it was saved (a *probe*: a fixed
+synthetic signal), and has to give the same probabilities; so a model of years ago either works as it did, or says what changed.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import load as read_tensors
+from safetensors.numpy import save as tensor_bytes
+from scipy.special import softmax
+from sklearn.base import BaseEstimator
+
+from helpers import audio, features, nets, spectrograms
+from helpers.cache import write_atomically
+from helpers.corpora import emotion_order
+
+FORMAT = 1
+LARGEST_CARD, LARGEST_FILE = 2**20, 2**31  # bytes
+LONGEST_INPUT = 10_000  # frames or steps; a minute has 6,000 frames of 10 ms
+FLOOR = 1e-3  # of a member's probability: none can rule an emotion out, as in ensemble.weighted_average
+SAME_PROBABILITY = 1e-3  # of the probe; another processor or library rounds otherwise, another front-end is far away
+PACKAGES = ["numpy", "scipy", "scikit-learn", "torch", "librosa", "soxr", "skops", "safetensors"]
+NETWORKS = ("DNN", "MelCNN", "MelResNet", "AlexNet1D", "ResNet1D", "Recurrent", "Transformer", "ConvLSTM", "MeansConv")
+# what a pipeline of helpers.estimators is made of, besides what skops trusts by itself
+TRUSTED = ["sklearn.calibration._CalibratedClassifier", "sklearn.calibration._TemperatureScaling"]
+
+
+class Refused(ValueError):
+    """An artefact that can't be used; the text says why, and what would."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """How a signal becomes the input of a model: by the function that made the training inputs.
+
+    Attributes
+    ----------
+    kind
+        "functionals", "sequence" (of descriptors) or "image" (mel-spectrogram).
+    arguments
+        Of the function; for functionals, ``columns``, if not all are used.
+    """
+
+    kind: str
+    arguments: dict = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        sizes = [self.arguments[name] for name in ("n_frames", "n_steps", "stride") if name in self.arguments]
+        if self.kind not in ("functionals", "sequence", "image") or not all(
+                isinstance(size, int) and 1 <= size <= LONGEST_INPUT for size in sizes):
+            raise Refused(f"its input is {self.kind!r} with {str(self.arguments)[:200]}: expected functionals, sequence or "
+                          f"image, of at most {LONGEST_INPUT} steps")
+
+    def __call__(self, signal: np.ndarray) -> np.ndarray:
+        if self.kind == "functionals":
+            row = features.functionals(signal)
+            return np.array([row[name] for name in self.arguments.get("columns", row)], np.float32)
+        return {"sequence": features.sequence, "image": spectrograms.padded_image}[self.kind](signal, **self.arguments)
+
+
+@dataclass(frozen=True)
+class NetworkPart:
+    """A trained network: the name of its class in ``helpers.nets``, what it was built with, and its weights."""
+
+    build: str
+    options: dict
+    shape: tuple[int, ...]
+    weights: dict[str, np.ndarray]
+
+    def files(self, stem: str) -> dict[str, bytes]:
+        arrays = {name: np.array(value, order="C") for name, value in self.weights.items()}
+        return {f"{stem}.safetensors": tensor_bytes(arrays)}
+
+    def described(self) -> dict:
+        return {"kind": "network", "build": self.build, "options": self.options, "shape": list(self.shape)}
+
+    @classmethod
+    def read(cls, about: dict, files: dict[str, bytes], n_classes: int) -> "NetworkPart":
+        if about["build"] not in NETWORKS:
+            raise Refused(f"the network {about['build']!r} is none of {', '.join(NETWORKS)}")
+        (content,) = files.values()
+        part = cls(about["build"], about["options"], tuple(about["shape"]), read_tensors(content))
+        with torch.device("meta"):  # no memory is taken for what a card merely claims
+            expected = getattr(nets, part.build)(n_classes, part.shape, **part.options).state_dict()
+        wrong = [name for name in expected.keys() | part.weights.keys()
+                 if name not in expected or name not in part.weights or part.weights[name].shape != expected[name].shape]
+        if wrong:
+            raise Refused(f"its weights are not those of {part.build} with {str(part.options)[:200]}: they differ in "
+                          f"{', '.join(sorted(wrong)[:5])}")
+        return part
+
+    def net(self, n_classes: int) -> torch.nn.Module:
+        net = getattr(nets, self.build)(n_classes, self.shape, **self.options)
+        net.load_state_dict({name: torch.tensor(value) for name, value in self.weights.items()})
+        return net.eval()
+
+    def predictor(self, n_classes: int):
+        net = self.net(n_classes)
+
+        def predict(inputs: np.ndarray) -> np.ndarray:
+            with torch.inference_mode():
+                return net(torch.tensor(inputs)).softmax(1).double().numpy()
+
+        return predict
+
+
+@dataclass(frozen=True)
+class ClassicalPart:
+    """A fitted scikit-learn pipeline whose classes are numbers of emotions."""
+
+    estimator: BaseEstimator
+
+    def files(self, stem: str) -> dict[str, bytes]:
+        import skops.io
+
+        return {f"{stem}.skops": skops.io.dumps(self.estimator)}
+
+    def described(self) -> dict:
+        return {"kind": "classical", "estimator": type(self.estimator).__name__}
+
+    @classmethod
+    def read(cls, about: dict, files: dict[str, bytes], n_classes: int) -> "ClassicalPart":
+        import skops.io
+
+        (content,) = files.values()
+        strange = set(skops.io.get_untrusted_types(data=content)) - set(TRUSTED)
+        if strange:
+            raise Refused(f"it holds objects of types that are not vetted: {', '.join(sorted(strange)[:5])}")
+        estimator = skops.io.loads(content, trusted=TRUSTED)
+        found = getattr(estimator, "classes_", None)
+        if found is None or not np.isin(found, np.arange(n_classes)).all():
+            raise Refused(f"its classes {found} are not numbers of the card's {n_classes} emotions")
+        return cls(estimator)
+
+    def predictor(self, n_classes: int):
+        def predict(inputs: np.ndarray) -> np.ndarray:
+            result = np.zeros((len(inputs), n_classes))
+            result[:, self.estimator.classes_] = self.estimator.predict_proba(inputs)
+            return result
+
+        return predict
+
+
+PARTS = {"network": NetworkPart, "classical": ClassicalPart}
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A model that was loaded, ready to predict; made by :func:`load`.
+
+    Attributes
+    ----------
+    card
+        As it was saved.
+    parts
+        Variant ("inductive", "speaker-normalised") → part.
+    usual
+        ``mean`` and ``std`` of the training speakers' features, where there is a speaker-normalised variant.
+    """
+
+    card: dict
+    parts: dict[str, NetworkPart | ClassicalPart]
+    usual: dict[str, np.ndarray]
+
+    @property
+    def emotions(self) -> list[str]:
+        return self.card["emotions"]
+
+    @property
+    def variants(self) -> list[str]:
+        return list(self.parts)
+
+    @property
+    def input(self) -> Input:
+        return Input(**self.card["input"])
+
+    def probabilities(self, signals: list[np.ndarray], enrolment: list[np.ndarray] | None = None) -> np.ndarray:
+        """Compute probabilities, shape ``(n_signals, n_emotions)``.
+
+        Parameters
+        ----------
+        signals : list of np.ndarray [shape=(n_samples,), float32]
+            Mono, at the card's sampling rate.
+        enrolment
+            Other clips of the one speaker who says all signals: the speaker-normalised variant answers then, if there is one.
+        """
+        inputs = np.stack([self.input(signal) for signal in signals])
+        if enrolment and "speaker-normalised" in self.parts:
+            known = np.stack([self.input(signal) for signal in enrolment])
+            inputs = features.normalise_by_enrolment(inputs, known, self.usual["mean"], self.usual["std"])
+            return self._predictor("speaker-normalised")(inputs)
+        return self._predictor("inductive")(inputs)
+
+    def _predictor(self, variant: str):
+        if variant not in self._made:
+            self._made[variant] = self.parts[variant].predictor(len(self.emotions))
+        return self._made[variant]
+
+    _made: dict = field(default_factory=dict, compare=False, repr=False)
+
+
+def save(folder: Path, parts: dict[str, NetworkPart | ClassicalPart], inputs: Input, about: dict,
+         usual: dict[str, np.ndarray] | None = None) -> Path:
+    """Save a model.
+
+    Parameters
+    ----------
+    folder
+        Of the artefact; made, or replaced file by file, the card last.
+    parts
+        Variant → what predicts; "inductive" must be there.
+    inputs
+        How a signal becomes an input.
+    about
+        The card: ``model``, ``emotions`` in the project's order, ``policy``, ``corpus``, ``licence``, ``protocol`` (cards of
+        the cross-validated results), and whatever else a user should know.
+    usual
+        For the speaker-normalised variant: see :class:`Artifact`.
+
+    Returns
+    -------
+    Path
+        The folder.
+    """
+    if about["emotions"] != emotion_order(about["emotions"]):
+        raise ValueError(f"emotions are {about['emotions']}; give them in the order of the model's outputs, which is the "
+                         f"project's: {emotion_order(about['emotions'])}")
+    contents, described = {}, {}
+    for variant, part in parts.items():
+        files = part.files(variant)
+        contents |= files
+        described[variant] = part.described() | {"files": list(files)}
+    if usual:
+        contents["usual.safetensors"] = tensor_bytes({name: np.array(value, order="C") for name, value in usual.items()})
+    card = about | {
+        "format": FORMAT, "sampling_rate": audio.SAMPLING_RATE, "input": {"kind": inputs.kind, "arguments": inputs.arguments},
+        "parts": described, "files": {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
+        "versions": versions()}
+    made = Artifact(card, parts, usual or {})
+    card["probe"] = {variant: _answers(made, variant) for variant in parts}
+    for name, content in contents.items():
+        write_atomically(Path(folder) / name, lambda handle, content=content: handle.write(content))
+    text = json.dumps(card, indent=1).encode()
+    write_atomically(Path(folder) / "card.json", lambda handle: handle.write(text))
+    return Path(folder)
+
+
+@dataclass(frozen=True)
+class Average:
+    """Several models whose probabilities are multiplied: p ∝ Π p_k ** w_k, as in ``ensemble.weighted_average``.
+
+    Attributes
+    ----------
+    card
+        As it was saved; ``weights`` are variant → member → w.
+    members
+        Name → model.
+    """
+
+    card: dict
+    members: dict[str, Artifact]
+
+    @property
+    def emotions(self) -> list[str]:
+        return self.card["emotions"]
+
+    @property
+    def variants(self) -> list[str]:
+        return list(self.card["weights"])
+
+    def probabilities(self, signals: list[np.ndarray], enrolment: list[np.ndarray] | None = None) -> np.ndarray:
+        """Compute probabilities, as :meth:`Artifact.probabilities` does."""
+        variant = "speaker-normalised" if enrolment and "speaker-normalised" in self.card["weights"] else "inductive"
+        pooled = 0.0
+        for name, weight in self.card["weights"][variant].items():
+            each = self.members[name].probabilities(signals, enrolment if variant == "speaker-normalised" else None)
+            pooled = pooled + weight * np.log(each + FLOOR)
+        return softmax(pooled, axis=1)
+
+
+def save_average(folder: Path, members: dict[str, Path], weights: dict[str, dict[str, float]], about: dict) -> Path:
+    """Save an average; its members are copied into it, so that the folder can go alone.
+
+    Parameters
+    ----------
+    folder
+        Of the artefact.
+    members
+        Name → folder of a member.
+    weights
+        Variant → member → weight. A member without a variant may be left out there.
+    about
+        The card, as for :func:`save`.
+    """
+    folder = Path(folder)
+    models = {name: load(place) for name, place in members.items()}
+    for name, place in members.items():
+        for path in Path(place).iterdir():
+            write_atomically(folder / name / path.name, lambda handle, path=path: handle.write(path.read_bytes()))
+    digests = {name: hashlib.sha256((folder / name / "card.json").read_bytes()).hexdigest() for name in members}
+    card = about | {"format": FORMAT, "sampling_rate": audio.SAMPLING_RATE, "members": digests, "weights": weights, "files": {},
+                    "versions": versions()}
+    card["probe"] = {variant: _answers(Average(card, models), variant) for variant in weights}
+    text = json.dumps(card, indent=1).encode()
+    write_atomically(folder / "card.json", lambda handle: handle.write(text))
+    return folder
+
+
+def load(folder: Path) -> Artifact | Average:
+    """Load a model, or say why not.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no artefact.
+    Refused
+        If a file lacks, is too many, was changed, or holds what it must not; if classes are wrong; or if the model answers
+        the probe otherwise than when it was saved.
+    """
+    folder = Path(folder)
+    if not (folder / "card.json").is_file():
+        raise FileNotFoundError(f"{folder} holds no card.json: give the folder of a model")
+    try:
+        card = _read_card(folder)
+        contents = _read_files(folder, card)
+        emotions = card["emotions"]
+        if "members" in card:
+            average = _read_average(folder, card)
+            _require_same_answers(average)
+            return average
+        usual = read_tensors(contents["usual.safetensors"]) if "usual.safetensors" in contents else {}
+        parts = {variant: PARTS[about["kind"]].read(about, {name: contents[name] for name in about["files"]}, len(emotions))
+                 for variant, about in card["parts"].items()}
+        artifact = Artifact(card, parts, usual)
+        if "inductive" not in parts or parts.keys() != card["probe"].keys():
+            raise Refused(f"it has the variants {list(parts)} and probes of {list(card['probe'])}; expected inductive among "
+                          "them, and a probe for each")
+        _require_same_answers(artifact)
+    except Refused as refusal:
+        raise Refused(f"{folder}: refused, {refusal}") from None
+    except Exception as error:  # whatever a damaged or hostile file makes a library say, it is a refusal
+        what = f"{type(error).__name__}: {str(error)[:300]}"
+        raise Refused(f"{folder}: refused, it does not hold what its card says ({what})") from error
+    return artifact
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what a probability depends on."""
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
+
+
+def probe_signal() -> np.ndarray:
+    """Return two seconds of a synthetic voice, the same on every machine: harmonics that glide, with pauses."""
+    time = np.arange(2 * audio.SAMPLING_RATE) / audio.SAMPLING_RATE
+    pitch = 120 + 40 * np.sin(2 * np.pi * 0.7 * time) + 15 * np.sin(2 * np.pi * 2.3 * time)
+    phase = 2 * np.pi * np.cumsum(pitch) / audio.SAMPLING_RATE
+    voice = sum(np.sin(k * phase + k) * (0.6 + 0.4 * np.sin(2 * np.pi * (0.5 + k / 7) * time)) / k for k in range(1, 25))
+    breath = np.modf(np.abs(np.sin(np.arange(len(time)) * 12.9898) * 43758.5453))[0] - 0.5  # noise without a generator
+    loudness = np.clip(np.sin(2 * np.pi * 1.5 * time) + 0.4, 0, None)
+    return (0.1 * voice * loudness + 0.003 * breath).astype(np.float32)
+
+
+def _read_average(folder: Path, card: dict) -> Average:
+    members = {}
+    for name, digest in card["members"].items():
+        if hashlib.sha256((folder / name / "card.json").read_bytes()).hexdigest() != digest:
+            raise Refused(f"its member {name} is not the one that was saved (the hash of its card differs)")
+        members[name] = load(folder / name)
+        if not isinstance(members[name], Artifact) or members[name].emotions != card["emotions"]:
+            raise Refused(f"its member {name} has other emotions ({members[name].emotions}), or is an average itself")
+    weights = card["weights"]
+    for variant, own in weights.items():
+        if not own or not all(isinstance(w, (int, float)) and 0 <= w < 100 and variant in members[name].parts
+                              for name, w in own.items()):
+            raise Refused(f"its weights of the variant {variant} are not those of its members: {str(own)[:200]}")
+    if "inductive" not in weights or weights.keys() != card["probe"].keys():
+        raise Refused(f"it has weights for {list(weights)} and probes for {list(card['probe'])}")
+    return Average(card, members)
+
+
+def _answers(artifact: Artifact | Average, variant: str) -> list[float]:
+    signal = probe_signal()
+    enrolment = [signal[: len(signal) // 2], signal[len(signal) // 2:]] if variant == "speaker-normalised" else None
+    return [round(float(p), 6) for p in artifact.probabilities([signal], enrolment)[0]]
+
+
+def _require_same_answers(artifact: Artifact | Average) -> None:
+    then = artifact.card["versions"]
+    for variant, expected in artifact.card["probe"].items():
+        found = _answers(artifact, variant)
+        if len(expected) != len(found) or not np.allclose(found, expected, atol=SAME_PROBABILITY):
+            now = versions()
+            differ = [f"{name} {then.get(name)} then, {now[name]} now" for name in now if then.get(name) != now[name]]
+            raise Refused(f"it answers the probe otherwise than when it was saved ({variant}: {found}, expected {expected}); "
+                          f"{'; '.join(differ) or 'all versions are the same, so the front-end or the network changed'}. "
+                          "Install the versions of its card, or train it again")
+
+
+def _read_card(folder: Path) -> dict:
+    path = folder / "card.json"
+    if path.is_symlink() or path.stat().st_size > LARGEST_CARD:
+        raise Refused(f"card.json is a link, or larger than {LARGEST_CARD} bytes")
+    card = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(card, dict) or card.get("format") != FORMAT:
+        raise Refused(f"its card has the format {str(card)[:20] if not isinstance(card, dict) else card.get('format')}; this "
+                      f"version reads {FORMAT}")
+    emotions = card.get("emotions")
+    good = isinstance(emotions, list) and all(isinstance(e, str) and e for e in emotions) and len(emotions) >= 2
+    if not good or emotions != emotion_order(emotions) or len(set(emotions)) != len(emotions):
+        raise Refused(f"its classes {str(emotions)[:200]} are no list of different emotions in the project's order")
+    if card["sampling_rate"] != audio.SAMPLING_RATE:
+        raise Refused(f"it is for {card['sampling_rate']} Hz, this version works at {audio.SAMPLING_RATE} Hz")
+    return card
+
+
+def _read_files(folder: Path, card: dict) -> dict[str, bytes]:
+    """Read the files that the card names, and require that there are no others."""
+    contents = {}
+    for name, digest in card["files"].items():
+        path = folder / name
+        if Path(name).name != name or path.suffix not in (".safetensors", ".skops") or path.is_symlink():
+            raise Refused(f"it names {name!r}: only files of its own folder, .safetensors and .skops, are read")
+        if not path.is_file() or path.stat().st_size > LARGEST_FILE:
+            raise Refused(f"{name} is not there, or larger than {LARGEST_FILE} bytes")
+        contents[name] = path.read_bytes()
+        if hashlib.sha256(contents[name]).hexdigest() != digest:
+            raise Refused(f"{name} is not the file that was saved (its hash differs)")
+    members = card.get("members", {})
+    if strange := [name for name in members if Path(name).name != name or (folder / name).is_symlink()]:
+        raise Refused(f"it names {strange[0]!r}: only folders of its own folder are read")
+    others = {path.name for path in folder.iterdir()} - {"card.json", *contents, *members}
+    if others:
+        raise Refused(f"it holds files that its card does not name: {', '.join(sorted(others)[:5])}")
+    return contents
