@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import skops.io
 import torch
-from conftest import RATE, harmonic_tone, noise
+from conftest import RATE, harmonic_tone, make_features, make_utterances, noise
+from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import FunctionTransformer
 
-from helpers import artifacts, audio, estimators, features, nets, spectrograms
-from helpers.artifacts import ClassicalPart, Input, NetworkPart, Refused
-from helpers.experiment import Part
+from helpers import artifacts, audio, estimators, features, nets, spectrograms, splits, training
+from helpers.artifacts import Input, NetworkPart, Refused
+from helpers.experiment import Part, cross_validate
 
 EMOTIONS = ["neutral", "happy", "sad", "angry"]
 ABOUT = {"model": "test", "emotions": EMOTIONS, "policy": "four", "corpus": "toy", "licence": "MIT", "protocol": []}
@@ -66,7 +67,7 @@ def test_networks_answer_as_they_did_in_memory(tmp_path, speech, build):
     assert loaded.emotions == EMOTIONS and loaded.card["versions"]["torch"] == torch.__version__.split("+")[0]
 
 
-@pytest.mark.parametrize("name", ["logistic regression", "LDA", "SVM"])
+@pytest.mark.parametrize("name", estimators.classical_models(50))
 def test_pipelines_answer_as_they_did_in_memory_in_both_variants(tmp_path, speech, name):
     rng, speakers = np.random.default_rng(0), np.repeat([f"s{i}" for i in range(6)], 20)
     values = np.stack([Input("functionals")(signal) for signal in speech])[:, :50].repeat(20, axis=0)
@@ -74,11 +75,11 @@ def test_pipelines_answer_as_they_did_in_memory_in_both_variants(tmp_path, speec
     values = (values + rng.normal(size=values.shape) * (1 + np.abs(values)) * 0.1).astype(np.float32)
     values[np.arange(120), classes] += 3 * np.abs(values).mean()
     columns = list(features.functionals(speech[0]))[:50]
-    model = estimators.classical_models(50, search=False)[name].estimator
+    model = estimators.classical_models(50, n_trees=10, n_rounds=5, k_best=20, mlp_epochs=3, search=False)[name].estimator
     fit = [estimators._fit(estimators.clone(model), Part(array, classes, speakers), 0)
            for array in (values, features.normalise_by_speaker(values, speakers))]
     usual = {"mean": values.mean(axis=0).astype(float), "std": values.std(axis=0).astype(float)}
-    parts = {"inductive": ClassicalPart(fit[0]), "speaker-normalised": ClassicalPart(fit[1])}
+    parts = {"inductive": artifacts.part_of(fit[0]), "speaker-normalised": artifacts.part_of(fit[1])}
     some = Input("functionals", {"columns": columns})
     loaded = artifacts.load(artifacts.save(tmp_path / "model", parts, some, ABOUT, usual))
     inputs = np.stack([some(signal) for signal in speech])
@@ -265,3 +266,42 @@ def test_average_of_a_changed_or_foreign_member_is_refused(average, saved):
         (average / "card.json").write_text(json.dumps(card | change))
         with pytest.raises(Refused):
             artifacts.load(average)
+
+
+# --- the final model -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def corpus():
+    utterances = make_utterances(8, 4)
+    folds = splits.make_folds(utterances, n_folds=4, n_valid=2)
+    emotions = sorted(set(utterances["emotion"]), key=EMOTIONS.index)
+    values, speakers = make_features(utterances, strength=2.0), utterances["speaker"].to_numpy(str)
+    classes = utterances["emotion"].map(emotions.index).to_numpy()
+    return utterances["utterance_id"], folds, Part(values, classes, speakers, utterances["utterance_id"].to_numpy(str))
+
+
+def test_classical_model_is_refitted_with_what_most_folds_chose(corpus):
+    ids, folds, everything = corpus
+    model = estimators.Classical("LR", LogisticRegression(max_iter=500), {"C": [0.01, 1.0]})
+    _, record = cross_validate(model, everything.inputs, ids, folds)
+    chosen = [fold["notes"]["setting"]["C"] for fold in record["folds"].values()]
+    part = artifacts.refit(model, record, everything, 4)
+    assert max(chosen, key=chosen.count) == part.estimator.C
+    expected = LogisticRegression(C=part.estimator.C, max_iter=500, random_state=0).fit(everything.inputs, everything.classes)
+    assert np.allclose(part.predictor(4)(everything.inputs), expected.predict_proba(everything.inputs))
+
+
+def test_network_is_refitted_for_the_median_of_the_folds_epochs(corpus, monkeypatch):
+    ids, folds, everything = corpus
+    network = training.Network("DNN", nets.DNN, {"hidden": [16]}, epochs=6, patience=6, batch_size=16, learning_rate=0.01,
+                               search={"dropout": [0.1, 0.3], "learning_rate": (1e-3, 1e-1)}, trials=2, device="cpu")
+    _, record = cross_validate(network, everything.inputs, ids, folds)
+    notes = [fold["notes"] for fold in record["folds"].values()]
+    epochs, train_epoch = [], training.Trainer.train_epoch
+    monkeypatch.setattr(training.Trainer, "train_epoch", lambda self: epochs.append(self.epoch) or train_epoch(self))
+    part = artifacts.refit(network, record, everything, 4)
+    assert epochs == list(range(round(np.median([note["best_epoch"] for note in notes]))))
+    assert part.options["hidden"] == [16] and part.options["dropout"] in (0.1, 0.3) and part.build == "DNN"
+    right = part.predictor(4)(everything.inputs).argmax(axis=1) == everything.classes
+    assert right.mean() > 0.5, "it learnt something"
