@@ -258,12 +258,11 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"the audit could not be made: {error}", file=sys.stderr)
         return 2
-    for level in LEVELS:
-        for finding in (f for f in findings if f.level == level):
-            print(f"{level.upper() if level != 'ok' else level:<12} {finding.check}: {finding.text}")
+    lines = [f"{level.upper() if level != 'ok' else level:<12} {finding.check}: {finding.text}"
+             for level in LEVELS for finding in findings if finding.level == level]
     bad = sum(f.level == "fault" or (options.strict and f.level == "warning") for f in findings)
-    print(f"\n{len(utterances)} utterances, {utterances['speaker'].nunique()} speakers, {folds['fold'].nunique()} fold(s): "
-          + (f"{bad} fault(s); results on this division are inflated" if bad else "no fault"))
+    size = f"{len(utterances)} utterances, {utterances['speaker'].nunique()} speakers, {folds['fold'].nunique()} fold(s): "
+    print("\n".join([*lines, "", size + (f"{bad} fault(s); results on this division are inflated" if bad else "no fault")]))
     return int(bad > 0)
 
 
@@ -311,8 +310,8 @@ def _apart(rows: pd.DataFrame, column: str, what: str) -> Finding:
     test = rows[rows["role"] == "test"]
     there = pd.MultiIndex.from_frame(split[["division", "value"]])
     concerned = pd.MultiIndex.from_frame(test[["division", column]]).isin(there)
-    return Finding("fault", what, f"{len(values)} {what} on two sides of a fold ({concerned.mean():.0%} of the test rows): "
-                                  f"{'; '.join(examples)}")
+    return Finding("fault", what, f"{what} on two sides of a fold: {len(values)}, which concerns {concerned.mean():.0%} of the "
+                                  f"test rows, e.g. {'; '.join(examples)}")
 
 
 def _shared_sentences(rows: pd.DataFrame) -> Finding:

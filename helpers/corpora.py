@@ -166,8 +166,9 @@ def at_hand(name: str) -> list[str]:
 def require_several(names: list[str]) -> None:
     """Stop unless there are two corpora to compare."""
     if len(names) < 2:
-        raise CorporaMissing(f"a comparison needs two corpora, and {', '.join(names) or 'none'} can be used: put another one "
-                             f"under {paths.data()} ({', '.join(CORPORA)})")
+        known = [corpus.name for corpus in CORPORA.values() if not corpus.synthetic and not corpus.members]
+        raise CorporaMissing(f"a comparison needs two corpora, and {', '.join(names) or 'none'} can be used: put others under "
+                             f"{paths.data()} ({', '.join(known)})")
 
 
 def index(name: str, root: Path | None = None) -> pd.DataFrame:

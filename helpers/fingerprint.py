@@ -33,10 +33,10 @@ WINDOW, HOP = 2048, 128  # samples at RATE: 256 ms, so that a shift of half a ho
 N_BANDS, LOWEST_HZ, HIGHEST_HZ = 17, 200.0, 3400.0  # 17 bands have 16 neighbours
 HEARD_DB = 35.0  # quieter frames, against the loudest one, are the room's and the codec's
 APART = (0, 6, 12)  # frames whose bits are looked up together: 48 bits over 0.2 s
-N_TABLES, VOTES = 6, 3  # groups of bits that are looked up, and equal ones at one distance that make a candidate
-MAX_BIT_ERRORS = 0.38  # different clips are at 0.5, bad copies below 0.3
+N_TABLES, VOTES = 12, 2  # choices of bits that are looked up, and equal groups at one distance that make a candidate
+MAX_BIT_ERRORS = 0.36  # different clips are at 0.5, bad copies below 0.34
 SHORTEST_S = 0.6  # of common sound; shorter stretches of two vowels can be alike by chance
-SAME = 0.75  # correlation; RAVDESS: copies are above 0.9, the same sentence said again is below 0.6
+SAME = 0.75  # correlation; on RAVDESS copies are above 0.9, the same sentence said again is below 0.6
 
 
 def fingerprint(signal: np.ndarray) -> np.ndarray:

@@ -317,7 +317,7 @@ def main() -> None:
             for row in part.itertuples():
                 print(f"  {row.model:<24} UAR {row.uar:.3f}{_between(row.uar_low, row.uar_high)}   mean of folds "
                       f"{row.uar_fold_mean:.3f}   WA {row.wa:.3f}   F1 macro {row.macro_f1:.3f} weighted {row.weighted_f1:.3f}"
-                      f"   ECE {row.ece:.3f}")
+                      f"   ECE {row.ece:.3f}   NLL {row.nll:.3f}")
         for variant, part in comparisons_table(models, read_predictions(folder / "comparisons"), folds).groupby("variant"):
             print(f"\ncompared, {variant}")
             for row in part.itertuples():
