@@ -12,7 +12,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,16 +20,12 @@ import torch
 from safetensors.numpy import load as read_tensors
 from safetensors.numpy import save as tensor_bytes
 from scipy.special import softmax
-from sklearn.base import BaseEstimator, clone
+from sklearn.base import BaseEstimator
 from sklearn.pipeline import Pipeline
 
 from helpers import audio, features, nets, spectrograms
 from helpers.cache import write_atomically
 from helpers.corpora import emotion_order
-from helpers.estimators import Classical
-from helpers.estimators import _fit as fit_seeded
-from helpers.experiment import Part
-from helpers.training import Network, Trainer
 from helpers.trees import ARRAYS, Trees, from_estimator
 
 FORMAT = 1
@@ -253,54 +249,6 @@ class Artifact:
         return self._made[variant]
 
     _made: dict = field(default_factory=dict, compare=False, repr=False)
-
-
-def refit(model: Classical | Network, record: dict, everything: Part, n_classes: int, seed: int = 0) -> PartOfArtifact:
-    """Train the one model that is handed on: on all speakers, with the settings that cross-validation froze.
-
-    Nothing is chosen here: a setting is the one that most folds chose (of drawn numbers, the median), and a network stops after
-    the median of the folds' best epochs, on the same schedule. So there is no test of this very model; its cross-validated
-    results are those of models like it that had seen fewer speakers.
-
-    Parameters
-    ----------
-    model
-        As it was given to ``experiment.cross_validate``.
-    record
-        The run record that came back.
-    everything
-        All rows of the corpus.
-    n_classes, seed
-        As in cross-validation.
-    """
-    notes = [fold["notes"] for fold in record["folds"].values()]
-    setting = _frozen([note.get("setting", {}) for note in notes])
-    if isinstance(model, Classical):
-        names = {name.split("__")[-1]: name for name in model.grid}
-        estimator = clone(model.estimator).set_params(**{names[name]: value for name, value in setting.items()})
-        return part_of(fit_seeded(estimator, everything, seed))
-    own = {name: value for name, value in setting.items() if name in {f.name for f in fields(model)}}
-    options = model.options | {name: value for name, value in setting.items() if name not in own}
-    network = replace(model, **own, options=options, trials=0, search={})
-    trainer = Trainer(network, everything, everything, n_classes, seed)
-    for _ in range(round(float(np.median([note["best_epoch"] for note in notes])))):
-        if hasattr(trainer.bare_net(), "begin_epoch"):
-            trainer.bare_net().begin_epoch(trainer.epoch / network.epochs)
-        trainer.train_epoch()
-        trainer.epoch += 1
-    weights = {name: value.cpu().numpy() for name, value in trainer.bare_net().state_dict().items()}
-    return NetworkPart(network.build.__name__, network.options, everything.inputs.shape[1:], weights)
-
-
-def _frozen(settings: list[dict]) -> dict:
-    """Return the setting that most folds chose; of numbers that were drawn, the median."""
-    frozen = {}
-    for name in settings[0]:
-        values = [setting[name] for setting in settings]
-        most = max(values, key=values.count)
-        drawn = all(isinstance(value, float) for value in values) and values.count(most) == 1
-        frozen[name] = float(np.median(values)) if drawn else most
-    return frozen
 
 
 def save(folder: Path, parts: dict[str, PartOfArtifact], inputs: Input, about: dict,

@@ -13,7 +13,7 @@ from conftest import RATE, harmonic_tone, make_features, make_utterances, noise
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import FunctionTransformer
 
-from helpers import artifacts, audio, estimators, features, nets, spectrograms, splits, training
+from helpers import artifacts, audio, estimators, features, nets, refit, spectrograms, splits, training
 from helpers.artifacts import Input, NetworkPart, Refused
 from helpers.experiment import Part, cross_validate
 
@@ -286,7 +286,7 @@ def test_classical_model_is_refitted_with_what_most_folds_chose(corpus):
     model = estimators.Classical("LR", LogisticRegression(max_iter=500), {"C": [0.01, 1.0]})
     _, record = cross_validate(model, everything.inputs, ids, folds)
     chosen = [fold["notes"]["setting"]["C"] for fold in record["folds"].values()]
-    part = artifacts.refit(model, record, everything, 4)
+    part = refit.refit(model, record, everything, 4)
     assert max(chosen, key=chosen.count) == part.estimator.C
     expected = LogisticRegression(C=part.estimator.C, max_iter=500, random_state=0).fit(everything.inputs, everything.classes)
     assert np.allclose(part.predictor(4)(everything.inputs), expected.predict_proba(everything.inputs))
@@ -300,7 +300,7 @@ def test_network_is_refitted_for_the_median_of_the_folds_epochs(corpus, monkeypa
     notes = [fold["notes"] for fold in record["folds"].values()]
     epochs, train_epoch = [], training.Trainer.train_epoch
     monkeypatch.setattr(training.Trainer, "train_epoch", lambda self: epochs.append(self.epoch) or train_epoch(self))
-    part = artifacts.refit(network, record, everything, 4)
+    part = refit.refit(network, record, everything, 4)
     assert epochs == list(range(round(np.median([note["best_epoch"] for note in notes]))))
     assert part.options["hidden"] == [16] and part.options["dropout"] in (0.1, 0.3) and part.build == "DNN"
     right = part.predictor(4)(everything.inputs).argmax(axis=1) == everything.classes
