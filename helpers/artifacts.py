@@ -19,19 +19,18 @@ import numpy as np
 import torch
 from safetensors.numpy import load as read_tensors
 from safetensors.numpy import save as tensor_bytes
-from scipy.special import softmax
 from sklearn.base import BaseEstimator
 from sklearn.pipeline import Pipeline
 
 from helpers import audio, features, nets, spectrograms
 from helpers.cache import write_atomically
 from helpers.corpora import emotion_order
+from helpers.ensemble import pool
 from helpers.trees import ARRAYS, Trees, from_estimator
 
 FORMAT = 1
 LARGEST_CARD, LARGEST_FILE = 2**20, 2**31  # bytes
 LONGEST_INPUT = 10_000  # frames or steps; a minute has 6,000 frames of 10 ms
-FLOOR = 1e-3  # of a member's probability: none can rule an emotion out, as in ensemble.weighted_average
 SAME_PROBABILITY = 1e-3  # of the probe; another processor or library rounds otherwise, another front-end is far away
 PACKAGES = ["numpy", "scipy", "scikit-learn", "torch", "librosa", "soxr", "skops", "safetensors"]
 NETWORKS = ("DNN", "MelCNN", "MelResNet", "AlexNet1D", "ResNet1D", "Recurrent", "Transformer", "ConvLSTM", "MeansConv")
@@ -196,6 +195,16 @@ PartOfArtifact = NetworkPart | ClassicalPart | TreesPart
 PARTS = {"network": NetworkPart, "classical": ClassicalPart, "trees": TreesPart}
 
 
+def answering(variants: list[str], enrolment: list | None) -> str:
+    """Return which variant answers: the speaker-normalised one if it is there, and clips of the speaker are."""
+    return "speaker-normalised" if enrolment and "speaker-normalised" in variants else "inductive"
+
+
+def represent(inputs: Input, signals: list[np.ndarray] | None) -> np.ndarray | None:
+    """Return the inputs of several signals as one array; None for none."""
+    return np.stack([inputs(signal) for signal in signals]) if signals else None
+
+
 @dataclass(frozen=True)
 class Artifact:
     """A model that was loaded, ready to predict; made by :func:`load`.
@@ -236,12 +245,14 @@ class Artifact:
         enrolment
             Other clips of the one speaker who says all signals: the speaker-normalised variant answers then, if there is one.
         """
-        inputs = np.stack([self.input(signal) for signal in signals])
-        if enrolment and "speaker-normalised" in self.parts:
-            known = np.stack([self.input(signal) for signal in enrolment])
+        variant = answering(self.variants, enrolment)
+        return self.answer(variant, *(represent(self.input, clips) for clips in (signals, enrolment)))
+
+    def answer(self, variant: str, inputs: np.ndarray, known: np.ndarray | None = None) -> np.ndarray:
+        """Compute probabilities of inputs that were made from signals, and of those of the enrolment clips."""
+        if variant == "speaker-normalised":
             inputs = features.normalise_by_enrolment(inputs, known, self.usual["mean"], self.usual["std"])
-            return self._predictor("speaker-normalised")(inputs)
-        return self._predictor("inductive")(inputs)
+        return self._predictor(variant)(inputs)
 
     def _predictor(self, variant: str):
         if variant not in self._made:
@@ -322,12 +333,13 @@ class Average:
 
     def probabilities(self, signals: list[np.ndarray], enrolment: list[np.ndarray] | None = None) -> np.ndarray:
         """Compute probabilities, as :meth:`Artifact.probabilities` does."""
-        variant = "speaker-normalised" if enrolment and "speaker-normalised" in self.card["weights"] else "inductive"
-        pooled = 0.0
-        for name, weight in self.card["weights"][variant].items():
-            each = self.members[name].probabilities(signals, enrolment if variant == "speaker-normalised" else None)
-            pooled = pooled + weight * np.log(each + FLOOR)
-        return softmax(pooled, axis=1)
+        variant, inputs, stack = answering(self.variants, enrolment), {}, []
+        for member in map(self.members.get, self.card["weights"][variant]):
+            key = json.dumps(member.card["input"])
+            if key not in inputs:  # members that read the same share it
+                inputs[key] = [represent(member.input, clips) for clips in (signals, enrolment)]
+            stack.append(member.answer(variant, *inputs[key]))
+        return pool(np.stack(stack), np.array(list(self.card["weights"][variant].values())))
 
 
 def save_average(folder: Path, members: dict[str, Path], weights: dict[str, dict[str, float]], about: dict) -> Path:

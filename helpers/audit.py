@@ -66,10 +66,7 @@ def audit_folds(folds: pd.DataFrame, utterances: pd.DataFrame) -> list[Finding]:
     lost = rows["speaker"].isna()
     findings.append(_finding(lost.any(), "known rows", f"{lost.sum()} rows of the folds name no known utterance, e.g. "
                              f"{_some(rows.loc[lost, 'utterance_id'])}", "every row of the folds is a known utterance"))
-    if set(rows["role"]) == {"test"}:
-        rows = rows.assign(division="all", side=rows["fold"].map("fold {}".format))
-    else:
-        rows = rows.assign(division=rows["fold"], side=rows["role"])
+    rows = _divided(rows)
     findings.append(_apart(rows, "utterance_id", "utterances"))
     findings.append(_apart(rows, "speaker", "speakers"))
     if "group" in known and (rows["group"] != rows["speaker"]).any():
@@ -101,9 +98,7 @@ def audit_audio(folds: pd.DataFrame, pairs: pd.DataFrame) -> Finding:
     pairs
         From ``fingerprint.same_recordings``.
     """
-    alone = set(folds["role"]) == {"test"}
-    sides = folds.assign(side=folds["fold"] if alone else folds["role"], division=0 if alone else folds["fold"])
-    sides = sides[["utterance_id", "division", "side"]]
+    sides = _divided(folds)[["utterance_id", "division", "side"]]
     both = pairs.merge(sides, left_on="first", right_on="utterance_id").merge(
         sides, left_on=["second", "division"], right_on=["utterance_id", "division"])
     apart = both[both["side_x"] != both["side_y"]].drop_duplicates(["first", "second"])
@@ -274,18 +269,26 @@ def _some(values: pd.Series) -> str:
     return ", ".join(map(str, values.unique()[:5]))
 
 
+def _divided(folds: pd.DataFrame) -> pd.DataFrame:
+    """Add what must not share anything: the ``side`` of each row in its ``division``.
+
+    A fold is a division whose sides are roles; where test rows alone are listed, all is one division whose sides are folds.
+    """
+    if set(folds["role"]) == {"test"}:
+        return folds.assign(division="all", side=folds["fold"].map("fold {}".format))
+    return folds.assign(division=folds["fold"], side=folds["role"])
+
+
 def _sides(rows: pd.DataFrame, column: str) -> pd.DataFrame:
     """Return, for each division and value of a column, how many sides it is on; values that are not known are left out."""
     known = rows[rows[column].notna() & (rows[column] != "")]
     codes = {name: pd.factorize(known[name]) for name in ("division", column, "side")}
     cells = np.unique(np.stack([code for code, _ in codes.values()], axis=1), axis=0)
-    table, sides = np.unique(cells[:, :2], axis=0, return_counts=True)
-    tested = pd.Series(False, index=pd.MultiIndex.from_arrays([table[:, 0], table[:, 1]]))
-    if "test" in set(codes["side"][1]):
-        at = cells[cells[:, 2] == list(codes["side"][1]).index("test")]
-        tested.loc[pd.MultiIndex.from_arrays([at[:, 0], at[:, 1]])] = True
+    table, of, sides = np.unique(cells[:, :2], axis=0, return_inverse=True, return_counts=True)
+    is_test = np.asarray(codes["side"][1], object)[cells[:, 2]] == "test"
     return pd.DataFrame({"division": np.asarray(codes["division"][1])[table[:, 0]],
-                         "value": np.asarray(codes[column][1], object)[table[:, 1]], "sides": sides, "test": tested.to_numpy()})
+                         "value": np.asarray(codes[column][1], object)[table[:, 1]], "sides": sides,
+                         "test": np.bincount(of.ravel(), is_test, minlength=len(table)) > 0})
 
 
 def _apart(rows: pd.DataFrame, column: str, what: str) -> Finding:

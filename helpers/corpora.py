@@ -113,7 +113,7 @@ def locate(name: str, download: bool = False) -> Path:
                 f"    {paths.data() / member}/{get(member).tree}" for member in corpus.members)
             + f"\n  get them: notebook 01 with CORPUS = \"{corpus.members[0]}\", and so on, says how\n  then set SER_DATA to "
             "the folder that holds them; it goes on with those that are there")
-    if any(audio.is_audio(path) for path in root.rglob("*")):  # stops at the first
+    if _has_audio(root):
         return root
     if download and corpus.url and not (root.exists() and any(root.iterdir())):
         return fetch(corpus, root)
@@ -160,7 +160,7 @@ def at_hand(name: str) -> list[str]:
         return [name]
     known = [corpus.name for corpus in CORPORA.values() if not corpus.members and not corpus.synthetic]
     folders = {one: paths.data() / one for one in [*known, name]}
-    return [one for one, folder in folders.items() if any(audio.is_audio(path) for path in folder.rglob("*"))]
+    return [one for one, folder in folders.items() if _has_audio(folder)]
 
 
 def require_several(names: list[str]) -> None:
@@ -373,7 +373,7 @@ def _read_named_files(corpus: Corpus, root: Path) -> pd.DataFrame:
 
 
 def _members_there(corpus: Corpus, root: Path) -> list[str]:
-    return [m for m in corpus.members if any(audio.is_audio(path) for path in (root / m).rglob("*"))]
+    return [m for m in corpus.members if _has_audio(root / m)]
 
 
 def _read_members(name: str, root: Path) -> pd.DataFrame:
@@ -386,6 +386,10 @@ def _read_members(name: str, root: Path) -> pd.DataFrame:
             table[column] = table[column].map(lambda value, member=member: value and f"{member}_{value}")
         tables.append(table)
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def _has_audio(root: Path) -> bool:
+    return any(audio.is_audio(path) for path in root.rglob("*"))  # stops at the first
 
 
 def _audio_files(root: Path) -> list[Path]:

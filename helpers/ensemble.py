@@ -18,6 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from helpers.metrics import majority, probabilities, truth_column, uar, weighted_f1
 
 KEY = ["utterance_id", "fold", "role", "variant"]
+FLOOR = 1e-3  # of a probability that is multiplied with others: no single model can rule an emotion out
 
 
 def average(models: dict[str, pd.DataFrame], weights: dict[str, float] | None = None) -> pd.DataFrame:
@@ -71,7 +72,7 @@ def weighted_average(models: dict[str, pd.DataFrame], penalty: float = 0.01) -> 
     """
     parts, weights = [], {}
     for variant, fold, base, stack, members in _by_fold(models):
-        n_models, logs = len(members), np.log(stack + 1e-3)  # the floor: no single model can rule an emotion out
+        n_models, logs = len(members), np.log(stack + FLOOR)
         valid = np.flatnonzero(base["role"] == "valid")
         known, truth = logs[:, valid], np.eye(stack.shape[2])[truth_column(base)[valid]]
 
@@ -83,10 +84,15 @@ def weighted_average(models: dict[str, pd.DataFrame], penalty: float = 0.01) -> 
             return surprise + penalty * np.square(apart).mean(), slope + 2 * penalty * apart
 
         fitted = minimize(loss, np.full(n_models, 1 / n_models), jac=True, method="L-BFGS-B", bounds=[(0, None)] * n_models)
-        parts.append(_with_probabilities(base, softmax(np.tensordot(fitted.x, logs, axes=1), axis=1)))
+        parts.append(_with_probabilities(base, pool(stack, fitted.x)))
         weights[variant, fold] = dict(zip(members, fitted.x, strict=True))
     table = pd.DataFrame(weights).reindex(list(models)).T.rename_axis(["variant", "fold"])
     return pd.concat(parts, ignore_index=True), table
+
+
+def pool(stack: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Multiply probabilities of several models, shape ``(n_models, n_rows, n_emotions)``, to the power of their weights."""
+    return softmax(np.tensordot(weights, np.log(stack + FLOOR), axes=1), axis=1)
 
 
 def stacked(models: dict[str, pd.DataFrame], c: float = 0.01) -> pd.DataFrame:

@@ -110,12 +110,17 @@ def weighted_f1(predictions: pd.DataFrame) -> float:
 
 def expected_calibration_error(predictions: pd.DataFrame, n_bins: int = 15) -> float:
     """Mean distance between confidence and accuracy over equal-width bins of confidence (Guo et al., ICML 2017)."""
-    values, _ = probabilities(predictions)
-    confidence = values.max(axis=1)
+    bins = confidence_bins(predictions, n_bins)
+    return float(np.sum((bins["accuracy"] - bins["confidence"]).abs() * (bins["n"] / len(predictions))))
+
+
+def confidence_bins(predictions: pd.DataFrame, n_bins: int = 15) -> pd.DataFrame:
+    """Return, for each of equally wide bins of confidence that is not empty: mean ``confidence``, ``accuracy``, and ``n``."""
+    confidence = probabilities(predictions)[0].max(axis=1)
     right = predicted(predictions) == predictions["truth"].to_numpy(str)
     bins = np.minimum((confidence * n_bins).astype(int), n_bins - 1)
-    gaps = [abs(right[bins == b].mean() - confidence[bins == b].mean()) * (bins == b).mean() for b in np.unique(bins)]
-    return float(np.sum(gaps))
+    chosen = [bins == b for b in np.unique(bins)]
+    return pd.DataFrame([{"confidence": confidence[b].mean(), "accuracy": right[b].mean(), "n": b.sum()} for b in chosen])
 
 
 def by_group(predictions: pd.DataFrame, groups: pd.Series, speakers: pd.Series, seed: int = 0) -> pd.DataFrame:

@@ -105,12 +105,10 @@ def reliability(predictions: dict[str, pd.DataFrame], axis: plt.Axes, n_bins: in
         Label → test rows. Bins of fewer than ten clips are left out.
     """
     for label, rows in predictions.items():
-        confidence = metrics.probabilities(rows)[0].max(axis=1)
-        table = pd.DataFrame({"confidence": confidence, "hit": metrics.predicted(rows) == rows["truth"].to_numpy(str)})
-        bins = np.minimum((confidence * n_bins).astype(int), n_bins - 1)
-        points = table.groupby(bins).mean()[table.groupby(bins).size() >= 10]
+        points = metrics.confidence_bins(rows, n_bins).query("n >= 10")
         ece = metrics.expected_calibration_error(rows, n_bins)
-        axis.plot(points["confidence"], points["hit"], "o-", color=VARIANTS.get(label), ms=4, label=f"{label}: ECE {ece:.3f}")
+        axis.plot(points["confidence"], points["accuracy"], "o-", color=VARIANTS.get(label), ms=4,
+                  label=f"{label}: ECE {ece:.3f}")
     axis.plot([0, 1], [0, 1], color="#222222", ls=":")
     axis.set(title=title, xlabel="confidence", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
     axis.legend(fontsize=9, loc="upper left")

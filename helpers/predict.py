@@ -107,7 +107,7 @@ def predict(recording: str | Path | np.ndarray, model: str | Path | Artifact | A
         best if values[order[0]] >= unsure_below else UNSURE, float(values[order[0]]),
         dict(zip(model.emotions, values.tolist(), strict=True)),
         [(model.emotions[i], float(values[i])) for i in order[:3]],
-        "speaker-normalised" if known and "speaker-normalised" in model.variants else "inductive", doubts(signal, model.card))
+        artifacts.answering(model.variants, known), doubts(signal, model.card))
 
 
 def timeline(recording: str | Path | np.ndarray, model: str | Path | Artifact | Average, sampling_rate: int | None = None,

@@ -41,7 +41,7 @@ def make_folds(utterances: pd.DataFrame, published: dict[int, tuple[str, ...]] |
     ValueError
         If fewer than two units are there, or published folds do not name each unit exactly once.
     """
-    units = utterances.groupby("group", sort=True).agg(sex=("sex", "first"), speakers=("speaker", "nunique"))
+    units = _units(utterances)
     if len(units) < 2:
         raise ValueError(f"found {len(units)} speaker group(s) {list(units.index)}; speaker-disjoint folds need at least 2. "
                          "Check how the speaker is read from the file names.")
@@ -87,8 +87,7 @@ def make_transfer(train: pd.DataFrame, test: pd.DataFrame, n_valid: int = 4, see
     if both := sorted(set(train["group"]) & set(test["group"])):
         raise ValueError(f"{len(both)} speaker group(s) are on both sides, e.g. {both[:5]}: the same people can't be tested; "
                          "other people of the same name need their corpus's name before it")
-    units = train.groupby("group", sort=True).agg(sex=("sex", "first"), speakers=("speaker", "nunique"))
-    valid = _valid_units(units, {1: []}, n_valid, seed)[1]
+    valid = _valid_units(_units(train), {1: []}, n_valid, seed)[1]
     role = [*np.where(train["group"].isin(valid), "valid", "train"), *["test"] * len(test)]
     rows = pd.concat([train, test], ignore_index=True)[["utterance_id", "emotion", "speaker"]]
     return rows.assign(fold=1, role=role)
@@ -99,6 +98,11 @@ def fold_summary(folds: pd.DataFrame) -> pd.DataFrame:
     table = folds.groupby(["fold", "role"]).agg(utterances=("utterance_id", "size"),
                                                 speakers=("speaker", lambda s: " ".join(sorted(s.unique()))))
     return table.unstack("role").swaplevel(axis=1)[list(ROLES)]
+
+
+def _units(utterances: pd.DataFrame) -> pd.DataFrame:
+    """Return what must never be divided, each with its sex and number of speakers."""
+    return utterances.groupby("group", sort=True).agg(sex=("sex", "first"), speakers=("speaker", "nunique"))
 
 
 def _drawn_test_units(utterances: pd.DataFrame, n_folds: int, seed: int) -> dict[int, list[str]]:
