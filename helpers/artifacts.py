@@ -12,6 +12,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,9 +27,11 @@ from helpers import audio, features, nets, spectrograms
 from helpers.cache import write_atomically
 from helpers.corpora import emotion_order
 from helpers.ensemble import pool
+from helpers.tables import note_output
 from helpers.trees import ARRAYS, Trees, from_estimator
 
 FORMAT = 1
+SUFFIXES = (".safetensors", ".skops")
 LARGEST_CARD, LARGEST_FILE = 2**20, 2**31  # bytes
 LONGEST_INPUT = 10_000  # frames or steps; a minute has 6,000 frames of 10 ms
 SAME_PROBABILITY = 1e-3  # of the probe; another processor or library rounds otherwise, another front-end is far away
@@ -49,7 +52,7 @@ class Input:
     Attributes
     ----------
     kind
-        "functionals", "sequence" (of descriptors) or "image" (mel-spectrogram).
+        "functionals", "sequence" (of descriptors), "segments" (their statistics) or "image" (mel-spectrogram).
     arguments
         Of the function; for functionals, ``columns``, if not all are used.
     """
@@ -58,17 +61,53 @@ class Input:
     arguments: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        sizes = [self.arguments[name] for name in ("n_frames", "n_steps", "stride") if name in self.arguments]
-        if self.kind not in ("functionals", "sequence", "image") or not all(
+        sizes = [self.arguments[name] for name in ("n_frames", "n_steps", "n_segments", "stride") if name in self.arguments]
+        if self.kind not in ("functionals", "sequence", "segments", "image") or not all(
                 isinstance(size, int) and 1 <= size <= LONGEST_INPUT for size in sizes):
-            raise Refused(f"its input is {self.kind!r} with {str(self.arguments)[:200]}: expected functionals, sequence or "
-                          f"image, of at most {LONGEST_INPUT} steps")
+            raise Refused(f"its input is {self.kind!r} with {str(self.arguments)[:200]}: expected functionals, sequence, "
+                          f"segments or image, of at most {LONGEST_INPUT} steps")
 
     def __call__(self, signal: np.ndarray) -> np.ndarray:
         if self.kind == "functionals":
             row = features.functionals(signal)
             return np.array([row[name] for name in self.arguments.get("columns", row)], np.float32)
-        return {"sequence": features.sequence, "image": spectrograms.padded_image}[self.kind](signal, **self.arguments)
+        represent = {"sequence": features.sequence, "segments": features.signal_segments, "image": spectrograms.padded_image}
+        return represent[self.kind](signal, **self.arguments)
+
+
+class Clips:
+    """Signals, and what models read of them: made once, however many models read the same.
+
+    Parameters
+    ----------
+    signals : list of np.ndarray [shape=(n_samples,), float32]
+        Mono, at ``audio.SAMPLING_RATE``.
+    """
+
+    def __init__(self, signals: list[np.ndarray]):
+        self.signals, self._made = signals, {}
+
+    def read(self, inputs: Input) -> np.ndarray:
+        """Return what a model reads of the signals, shape ``(n_signals, ...)``."""
+        key = json.dumps([inputs.kind, inputs.arguments])
+        if key not in self._made:
+            self._made[key] = np.stack([inputs(signal) for signal in self.signals])
+        return self._made[key]
+
+
+class RunningNetwork:
+    """A network with its weights, on the CPU: probabilities of inputs, and what it makes of them before its head."""
+
+    def __init__(self, net: torch.nn.Module):
+        self.net = net
+
+    @torch.inference_mode()
+    def __call__(self, inputs: np.ndarray) -> np.ndarray:
+        return self.net(torch.tensor(inputs)).softmax(1).double().numpy()
+
+    @torch.inference_mode()
+    def embed(self, inputs: np.ndarray) -> np.ndarray:
+        return self.net.embed(torch.tensor(inputs)).numpy()
 
 
 @dataclass(frozen=True)
@@ -107,14 +146,8 @@ class NetworkPart:
         net.load_state_dict({name: torch.tensor(value) for name, value in self.weights.items()})
         return net.eval()
 
-    def predictor(self, n_classes: int):
-        net = self.net(n_classes)
-
-        def predict(inputs: np.ndarray) -> np.ndarray:
-            with torch.inference_mode():
-                return net(torch.tensor(inputs)).softmax(1).double().numpy()
-
-        return predict
+    def predictor(self, n_classes: int) -> RunningNetwork:
+        return RunningNetwork(self.net(n_classes))
 
 
 @dataclass(frozen=True)
@@ -200,11 +233,6 @@ def answering(variants: list[str], enrolment: list | None) -> str:
     return "speaker-normalised" if enrolment and "speaker-normalised" in variants else "inductive"
 
 
-def represent(inputs: Input, signals: list[np.ndarray] | None) -> np.ndarray | None:
-    """Return the inputs of several signals as one array; None for none."""
-    return np.stack([inputs(signal) for signal in signals]) if signals else None
-
-
 @dataclass(frozen=True)
 class Artifact:
     """A model that was loaded, ready to predict; made by :func:`load`.
@@ -212,11 +240,13 @@ class Artifact:
     Attributes
     ----------
     card
-        As it was saved.
+        As it was saved. ``space`` says what is standardised per speaker, and compared with the training clips: the model's
+        "inputs", or the "embeddings" that its inductive network makes of them.
     parts
         Variant ("inductive", "speaker-normalised") → part.
     usual
-        ``mean`` and ``std`` of the training speakers' features, where there is a speaker-normalised variant.
+        In that space: ``mean`` and ``std`` of the usual training speaker, as ``features.normalise_by_enrolment`` wants them,
+        ``clip_mean`` and ``clip_std`` over all training clips.
     """
 
     card: dict
@@ -235,24 +265,35 @@ class Artifact:
     def input(self) -> Input:
         return Input(**self.card["input"])
 
-    def probabilities(self, signals: list[np.ndarray], enrolment: list[np.ndarray] | None = None) -> np.ndarray:
+    def probabilities(self, signals: list[np.ndarray] | Clips, enrolment: list[np.ndarray] | Clips | None = None) -> np.ndarray:
         """Compute probabilities, shape ``(n_signals, n_emotions)``.
 
         Parameters
         ----------
-        signals : list of np.ndarray [shape=(n_samples,), float32]
+        signals : list of np.ndarray [shape=(n_samples,), float32], or Clips
             Mono, at the card's sampling rate.
         enrolment
             Other clips of the one speaker who says all signals: the speaker-normalised variant answers then, if there is one.
         """
-        variant = answering(self.variants, enrolment)
-        return self.answer(variant, *(represent(self.input, clips) for clips in (signals, enrolment)))
+        return self.answer(answering(self.variants, enrolment), _clips(signals), _clips(enrolment))
 
-    def answer(self, variant: str, inputs: np.ndarray, known: np.ndarray | None = None) -> np.ndarray:
-        """Compute probabilities of inputs that were made from signals, and of those of the enrolment clips."""
-        if variant == "speaker-normalised":
-            inputs = features.normalise_by_enrolment(inputs, known, self.usual["mean"], self.usual["std"])
-        return self._predictor(variant)(inputs)
+    def answer(self, variant: str, clips: Clips, known: Clips | None = None) -> np.ndarray:
+        """Compute probabilities of one variant; `known` are the enrolment clips."""
+        if variant == "inductive":
+            return self._predictor(variant)(clips.read(self.input))
+        normalised = features.normalise_by_enrolment(self.seen(clips), self.seen(known), self.usual["mean"], self.usual["std"])
+        return self._predictor(variant)(normalised)
+
+    def seen(self, clips: Clips) -> np.ndarray:
+        """Return the clips in the space of the card, shape ``(n_clips, n_dimensions)``."""
+        inputs = clips.read(self.input)
+        return self._predictor("inductive").embed(inputs) if self.card["space"] == "embeddings" else inputs
+
+    def distances(self, clips: Clips) -> np.ndarray | None:
+        """Return how far clips lie from the training clips, 1 for the farthest hundredth of those; None if it is not known."""
+        if "clip_mean" not in self.usual:
+            return None
+        return distances(self.seen(clips), self.usual["clip_mean"], self.usual["clip_std"]) / self.card["farthest"]
 
     def _predictor(self, variant: str):
         if variant not in self._made:
@@ -262,14 +303,41 @@ class Artifact:
     _made: dict = field(default_factory=dict, compare=False, repr=False)
 
 
+def distances(values: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+    """Return the mean distance of rows from a mean, in standard deviations; a column counts ten at most."""
+    return np.minimum(np.abs(values - mean) / (std + 1e-6), 10).mean(axis=1)
+
+
+def usual_speaker(values: np.ndarray, speakers: np.ndarray) -> tuple[dict[str, np.ndarray], float]:
+    """Describe training clips for :func:`save`.
+
+    Parameters
+    ----------
+    values : np.ndarray [shape=(n_clips, n_dimensions)]
+        Inputs or embeddings, as they are before anything is standardised per speaker.
+    speakers : np.ndarray [shape=(n_clips,)]
+
+    Returns
+    -------
+    usual, farthest
+        See :class:`Artifact`; and the distance that one in a hundred training clips exceeds.
+    """
+    values = values.astype(np.float64)
+    own = [values[speakers == speaker] for speaker in np.unique(speakers)]
+    usual = {"mean": np.mean([v.mean(axis=0) for v in own], axis=0),
+             "std": np.sqrt(np.mean([v.var(axis=0) for v in own], axis=0)),
+             "clip_mean": values.mean(axis=0), "clip_std": values.std(axis=0)}
+    return usual, float(np.percentile(distances(values, usual["clip_mean"], usual["clip_std"]), 99))
+
+
 def save(folder: Path, parts: dict[str, PartOfArtifact], inputs: Input, about: dict,
-         usual: dict[str, np.ndarray] | None = None) -> Path:
+         usual: dict[str, np.ndarray] | None = None, space: str = "inputs", farthest: float = 1.0) -> Path:
     """Save a model.
 
     Parameters
     ----------
     folder
-        Of the artefact; made, or replaced file by file, the card last.
+        Of the artefact; made, or replaced.
     parts
         Variant → what predicts; "inductive" must be there.
     inputs
@@ -277,13 +345,15 @@ def save(folder: Path, parts: dict[str, PartOfArtifact], inputs: Input, about: d
     about
         The card: ``model``, ``emotions`` in the project's order, ``policy``, ``corpus``, ``licence``, ``protocol`` (cards of
         the cross-validated results), and whatever else a user should know.
-    usual
-        For the speaker-normalised variant: see :class:`Artifact`.
+    usual, farthest
+        From :func:`usual_speaker`; a speaker-normalised variant needs them.
+    space
+        In which they are: "inputs", or "embeddings" of a network.
 
     Returns
     -------
     Path
-        The folder.
+        The folder; what was in it before is gone.
     """
     if about["emotions"] != emotion_order(about["emotions"]):
         raise ValueError(f"emotions are {about['emotions']}; give them in the order of the model's outputs, which is the "
@@ -296,26 +366,23 @@ def save(folder: Path, parts: dict[str, PartOfArtifact], inputs: Input, about: d
     if usual:
         contents["usual.safetensors"] = tensor_bytes({name: np.array(value, order="C") for name, value in usual.items()})
     card = about | {
-        "format": FORMAT, "sampling_rate": audio.SAMPLING_RATE, "input": {"kind": inputs.kind, "arguments": inputs.arguments},
+        "format": FORMAT, "sampling_rate": audio.SAMPLING_RATE, "space": space, "farthest": farthest,
+        "input": {"kind": inputs.kind, "arguments": inputs.arguments},
         "parts": described, "files": {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
         "versions": versions()}
     made = Artifact(card, parts, usual or {})
     card["probe"] = {variant: _answers(made, variant) for variant in parts}
-    for name, content in contents.items():
-        write_atomically(Path(folder) / name, lambda handle, content=content: handle.write(content))
-    text = json.dumps(card, indent=1).encode()
-    write_atomically(Path(folder) / "card.json", lambda handle: handle.write(text))
-    return Path(folder)
+    return _write(Path(folder), contents | {"card.json": json.dumps(card, indent=1).encode()})
 
 
 @dataclass(frozen=True)
 class Average:
-    """Several models whose probabilities are multiplied: p ∝ Π p_k ** w_k, as in ``ensemble.weighted_average``.
+    """Several models whose probabilities are multiplied: p ∝ Π p_k ** (w_k / T), as in ``ensemble.weighted_average``.
 
     Attributes
     ----------
     card
-        As it was saved; ``weights`` are variant → member → w.
+        As it was saved; ``weights`` are variant → member → w, ``temperature`` is variant → T.
     members
         Name → model.
     """
@@ -331,18 +398,21 @@ class Average:
     def variants(self) -> list[str]:
         return list(self.card["weights"])
 
-    def probabilities(self, signals: list[np.ndarray], enrolment: list[np.ndarray] | None = None) -> np.ndarray:
+    def probabilities(self, signals: list[np.ndarray] | Clips, enrolment: list[np.ndarray] | Clips | None = None) -> np.ndarray:
         """Compute probabilities, as :meth:`Artifact.probabilities` does."""
-        variant, inputs, stack = answering(self.variants, enrolment), {}, []
-        for member in map(self.members.get, self.card["weights"][variant]):
-            key = json.dumps(member.card["input"])
-            if key not in inputs:  # members that read the same share it
-                inputs[key] = [represent(member.input, clips) for clips in (signals, enrolment)]
-            stack.append(member.answer(variant, *inputs[key]))
-        return pool(np.stack(stack), np.array(list(self.card["weights"][variant].values())))
+        variant, clips, known = answering(self.variants, enrolment), _clips(signals), _clips(enrolment)
+        weights = self.card["weights"][variant]
+        stack = np.stack([self.members[name].answer(variant, clips, known) for name in weights])
+        return pool(stack, np.array(list(weights.values())) / self.card["temperature"][variant])
+
+    def distances(self, clips: Clips) -> np.ndarray | None:
+        """Return the mean of what the members say, as :meth:`Artifact.distances` does."""
+        found = [member.distances(clips) for member in self.members.values()]
+        return np.mean([one for one in found if one is not None], axis=0) if any(one is not None for one in found) else None
 
 
-def save_average(folder: Path, members: dict[str, Path], weights: dict[str, dict[str, float]], about: dict) -> Path:
+def save_average(folder: Path, members: dict[str, Path], weights: dict[str, dict[str, float]], temperature: dict[str, float],
+                 about: dict) -> Path:
     """Save an average; its members are copied into it, so that the folder can go alone.
 
     Parameters
@@ -353,21 +423,18 @@ def save_average(folder: Path, members: dict[str, Path], weights: dict[str, dict
         Name → folder of a member.
     weights
         Variant → member → weight. A member without a variant may be left out there.
+    temperature
+        Variant → temperature: below 1, the members are surer together than alone.
     about
         The card, as for :func:`save`.
     """
-    folder = Path(folder)
     models = {name: load(place) for name, place in members.items()}
-    for name, place in members.items():
-        for path in Path(place).iterdir():
-            write_atomically(folder / name / path.name, lambda handle, path=path: handle.write(path.read_bytes()))
-    digests = {name: hashlib.sha256((folder / name / "card.json").read_bytes()).hexdigest() for name in members}
-    card = about | {"format": FORMAT, "sampling_rate": audio.SAMPLING_RATE, "members": digests, "weights": weights, "files": {},
-                    "versions": versions()}
+    contents = {f"{name}/{path.name}": path.read_bytes() for name, place in members.items() for path in Path(place).iterdir()}
+    digests = {name: hashlib.sha256(contents[f"{name}/card.json"]).hexdigest() for name in members}
+    card = about | {"format": FORMAT, "sampling_rate": audio.SAMPLING_RATE, "members": digests, "weights": weights,
+                    "temperature": temperature, "files": {}, "versions": versions()}
     card["probe"] = {variant: _answers(Average(card, models), variant) for variant in weights}
-    text = json.dumps(card, indent=1).encode()
-    write_atomically(folder / "card.json", lambda handle: handle.write(text))
-    return folder
+    return _write(Path(folder), contents | {"card.json": json.dumps(card, indent=1).encode()})
 
 
 def load(folder: Path) -> Artifact | Average:
@@ -393,6 +460,9 @@ def load(folder: Path) -> Artifact | Average:
             _require_same_answers(average)
             return average
         usual = read_tensors(contents["usual.safetensors"]) if "usual.safetensors" in contents else {}
+        if card["space"] not in ("inputs", "embeddings") or not card["farthest"] > 0:
+            raise Refused(f"its space is {card['space']!r}, its farthest clip {card['farthest']}: expected inputs or "
+                          "embeddings, and a number above 0")
         parts = {variant: PARTS[about["kind"]].read(about, {name: contents[name] for name in about["files"]}, len(emotions))
                  for variant, about in card["parts"].items()}
         artifact = Artifact(card, parts, usual)
@@ -406,6 +476,19 @@ def load(folder: Path) -> Artifact | Average:
         what = f"{type(error).__name__}: {str(error)[:300]}"
         raise Refused(f"{folder}: refused, it does not hold what its card says ({what})") from error
     return artifact
+
+
+def made_of(folder: Path, recipe: str) -> Artifact | Average | None:
+    """Return the model in a folder if it is whole and was made of this recipe (its card's), and note its files as outputs."""
+    try:
+        model = load(folder)
+    except (FileNotFoundError, Refused):
+        return None
+    if model.card.get("recipe") != recipe:
+        return None
+    for path in filter(Path.is_file, sorted(Path(folder).rglob("*"))):
+        note_output(path)
+    return model
 
 
 def versions() -> dict[str, str]:
@@ -424,6 +507,22 @@ def probe_signal() -> np.ndarray:
     return (0.1 * voice * loudness + 0.003 * breath).astype(np.float32)
 
 
+def _write(folder: Path, contents: dict[str, bytes]) -> Path:
+    """Replace an artefact by these files; the card comes last, so that a folder with a card is whole."""
+    strange = [path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".json", *SUFFIXES)
+               and not path.name.startswith(".")]  # what a killed writer leaves
+    if strange:
+        raise ValueError(f"{folder} holds {strange[0].name}, so it is no model that could be replaced: give another folder")
+    shutil.rmtree(folder, ignore_errors=True)
+    for name, content in contents.items():
+        write_atomically(folder / name, lambda handle, content=content: handle.write(content))
+    return folder
+
+
+def _clips(signals: list[np.ndarray] | Clips | None) -> Clips | None:
+    return Clips(signals) if isinstance(signals, list) and signals else signals or None
+
+
 def _read_average(folder: Path, card: dict) -> Average:
     members = {}
     for name, digest in card["members"].items():
@@ -437,6 +536,8 @@ def _read_average(folder: Path, card: dict) -> Average:
         if not own or not all(isinstance(w, (int, float)) and 0 <= w < 100 and variant in members[name].parts
                               for name, w in own.items()):
             raise Refused(f"its weights of the variant {variant} are not those of its members: {str(own)[:200]}")
+        if not 0.01 < card["temperature"][variant] < 100:
+            raise Refused(f"its temperature of the variant {variant} is {card['temperature'][variant]}; expected 0.01 to 100")
     if "inductive" not in weights or weights.keys() != card["probe"].keys():
         raise Refused(f"it has weights for {list(weights)} and probes for {list(card['probe'])}")
     return Average(card, members)
@@ -482,7 +583,7 @@ def _read_files(folder: Path, card: dict) -> dict[str, bytes]:
     contents = {}
     for name, digest in card["files"].items():
         path = folder / name
-        if Path(name).name != name or path.suffix not in (".safetensors", ".skops") or path.is_symlink():
+        if Path(name).name != name or path.suffix not in SUFFIXES or path.is_symlink():
             raise Refused(f"it names {name!r}: only files of its own folder, .safetensors and .skops, are read")
         if not path.is_file() or path.stat().st_size > LARGEST_FILE:
             raise Refused(f"{name} is not there, or larger than {LARGEST_FILE} bytes")

@@ -135,6 +135,23 @@ def measure_all(utterances: pd.DataFrame, n_jobs: int = -1) -> pd.DataFrame:
     return table
 
 
+def traits(signal: np.ndarray) -> dict[str, float]:
+    """Describe how a clip was recorded, to compare it with the training recordings.
+
+    Returns
+    -------
+    dict
+        ``duration_s``; ``level_dbfs`` (loudest 32 ms); ``snr_db`` (loudest against quietest tenth of the frames);
+        ``bandwidth_hz`` (below which 99 % of the energy lie).
+    """
+    level = 20 * np.log10(frame_rms(signal) + 1e-5)  # digital silence counts as -100 dB
+    spectrum = np.abs(np.fft.rfft(signal * np.hanning(len(signal)))) ** 2
+    edge = np.searchsorted(np.cumsum(spectrum), 0.99 * spectrum.sum())
+    low, high = np.percentile(level, [10, 90])
+    return {"duration_s": len(signal) / SAMPLING_RATE, "level_dbfs": float(level.max()), "snr_db": float(high - low),
+            "bandwidth_hz": float(edge * SAMPLING_RATE / len(signal))}
+
+
 def trim(signal: np.ndarray, top_db: float = TRIM_DB, hop_length: int = 160) -> np.ndarray:
     """Cut off leading and trailing silence: frames (32 ms every 10 ms) more than `top_db` dB below the loudest one.
 

@@ -288,14 +288,25 @@ def segments(frames: pd.DataFrame, n_segments: int = 5) -> np.ndarray:
     np.ndarray [shape=(n_clips, n_segments, 4 * n_descriptors), float32]
         Clips in the order of the table. A clip of fewer frames than parts repeats some.
     """
-    clips = _clips(frames)
-    result = np.empty((len(clips), n_segments, 4 * (frames.shape[1] - 1)), np.float32)
-    for row, clip in zip(result, clips, strict=True):
-        edges = np.linspace(0, len(clip), n_segments + 1)
-        for i, (low, high) in enumerate(itertools.pairwise(edges)):
-            part = clip[int(low): max(math.ceil(high), int(low) + 1)]
-            row[i] = np.concatenate([part.mean(axis=0), part.std(axis=0), part.min(axis=0), part.max(axis=0)])
-    return result
+    return np.stack([_segments(clip, n_segments) for clip in _clips(frames)])
+
+
+def signal_segments(signal: np.ndarray, n_segments: int = 5, front_end: FrontEnd = SEQUENCE) -> np.ndarray:
+    """Turn one signal into what :func:`segments` makes of its rows in the descriptors table.
+
+    Parameters
+    ----------
+    signal : np.ndarray [shape=(n_samples,)]
+        Mono, at ``front_end.sampling_rate``; leading and trailing silence is cut off first.
+
+    Returns
+    -------
+    np.ndarray [shape=(n_segments, 4 * n_descriptors), float32]
+    """
+    curves = _curves(audio.trim(signal, front_end.trim_db), front_end)[0]
+    for i in np.flatnonzero(~np.isfinite(curves).all(axis=0)):
+        _fill(curves[:, i])  # a view: what is filled in stays
+    return _segments(curves, n_segments)
 
 
 def family(column: str) -> str:
@@ -371,6 +382,14 @@ def _steps(clip: np.ndarray, n_steps: int, stride: int) -> np.ndarray:
     steps = np.add.reduceat(clip, begins, axis=0) / np.diff([*begins, len(clip)])[:, None]
     result[: len(steps)] = steps[:n_steps]
     return result
+
+
+def _segments(clip: np.ndarray, n_segments: int) -> np.ndarray:
+    """Mean, standard deviation, minimum and maximum of equal parts of a clip."""
+    edges = np.linspace(0, len(clip), n_segments + 1)
+    parts = [clip[int(low): max(math.ceil(high), int(low) + 1)] for low, high in itertools.pairwise(edges)]
+    return np.stack([np.concatenate([part.mean(axis=0), part.std(axis=0), part.min(axis=0), part.max(axis=0)])
+                     for part in parts]).astype(np.float32)
 
 
 def _curves(signal: np.ndarray, front_end: FrontEnd) -> tuple[np.ndarray, list[str]]:

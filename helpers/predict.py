@@ -20,7 +20,7 @@ import soxr
 from tqdm import tqdm
 
 from helpers import artifacts, audio, paths
-from helpers.artifacts import Artifact, Average
+from helpers.artifacts import Artifact, Average, Clips
 
 UNSURE = "unsure"
 WINDOW_S, WINDOW_HOP_S = 4.0, 2.0  # of a timeline; an utterance of the training corpora lasts 2 to 5 s
@@ -98,16 +98,16 @@ def predict(recording: str | Path | np.ndarray, model: str | Path | Artifact | A
         model does not know.
     """
     model = _opened(model)
-    signal = _signal(recording, sampling_rate)
+    clips = Clips([_signal(recording, sampling_rate)])
     known = [_signal(clip, sampling_rate) for clip in enrolment]
-    values = _masked(model.probabilities([signal], known or None)[0], model.emotions, only)
+    values = _masked(model.probabilities(clips, known)[0], model.emotions, only)
     order = np.argsort(-values, kind="stable")
     best = model.emotions[order[0]]
     return Prediction(
         best if values[order[0]] >= unsure_below else UNSURE, float(values[order[0]]),
         dict(zip(model.emotions, values.tolist(), strict=True)),
         [(model.emotions[i], float(values[i])) for i in order[:3]],
-        artifacts.answering(model.variants, known), doubts(signal, model.card))
+        artifacts.answering(model.variants, known), doubts(clips, model))
 
 
 def timeline(recording: str | Path | np.ndarray, model: str | Path | Artifact | Average, sampling_rate: int | None = None,
@@ -141,7 +141,7 @@ def timeline(recording: str | Path | np.ndarray, model: str | Path | Artifact | 
     ends = np.minimum(begins + length, len(signal))
     heard = (spoken[ends] - spoken[begins]) / audio.SAMPLING_RATE
     kept = np.flatnonzero((heard >= 2 * audio.MIN_DURATION_S) & (ends - begins >= min(length, len(signal)) // 2))
-    known = [_signal(clip, sampling_rate) for clip in enrolment] or None
+    known = Clips([_signal(clip, sampling_rate) for clip in enrolment]) if enrolment else None
     values = np.concatenate([model.probabilities([signal[begins[i]: ends[i]] for i in some], known)
                              for some in np.array_split(kept, -(-len(kept) // 64))] if len(kept) else
                             [np.empty((0, len(model.emotions)))])
@@ -184,38 +184,26 @@ def verdict(windows: pd.DataFrame, late_weight: float = LATE_WEIGHT, groups: dic
     return (shares / shares.sum()).sort_values(ascending=False).to_dict()
 
 
-def traits(signal: np.ndarray) -> dict[str, float]:
-    """Describe how a clip was recorded, to compare it with the training recordings.
-
-    Returns
-    -------
-    dict
-        ``duration_s``; ``level_dbfs`` (loudest 32 ms); ``snr_db`` (loudest against quietest tenth of the frames);
-        ``bandwidth_hz`` (below which 99 % of the energy lie).
-    """
-    level = 20 * np.log10(audio.frame_rms(signal) + 1e-10)
-    spectrum = np.abs(np.fft.rfft(signal * np.hanning(len(signal)))) ** 2
-    edge = np.searchsorted(np.cumsum(spectrum), 0.99 * spectrum.sum())
-    low, high = np.percentile(level, [10, 90])
-    return {"duration_s": len(signal) / audio.SAMPLING_RATE, "level_dbfs": float(level.max()), "snr_db": float(high - low),
-            "bandwidth_hz": float(edge * audio.SAMPLING_RATE / len(signal))}
-
-
-def doubts(signal: np.ndarray, card: dict) -> list[str]:
+def doubts(clips: Clips, model: Artifact | Average) -> list[str]:
     """Say in what a clip lies outside of the training recordings.
 
     Parameters
     ----------
-    signal
-        At ``audio.SAMPLING_RATE``.
-    card
-        Of a model; ``traits`` is name → [lowest, highest] of the training clips (percentiles 1 and 99).
+    clips
+        One clip.
+    model
+        Its card's ``traits`` are name → [lowest, highest] of the training clips (percentiles 1 and 99).
     """
     units = {"duration_s": "s long", "level_dbfs": "dBFS loud", "snr_db": "dB between speech and pauses",
              "bandwidth_hz": "Hz of bandwidth"}
-    found = traits(signal)
-    return [f"{found[name]:.3g} {units[name]}; training clips have {low:.3g} to {high:.3g}"
-            for name, (low, high) in card.get("traits", {}).items() if name in found and not low <= found[name] <= high]
+    found = audio.traits(clips.signals[0])
+    said = [f"{found[name]:.3g} {units[name]}; training clips have {low:.3g} to {high:.3g}"
+            for name, (low, high) in model.card.get("traits", {}).items() if name in found and not low <= found[name] <= high]
+    distance = model.distances(clips)
+    if distance is not None and distance[0] > 1:
+        said.append(f"its features lie {distance[0]:.2f} times as far from the mean of the training clips as the farthest "
+                    "hundredth of those")
+    return said
 
 
 def find_model(name: str = "") -> Path:

@@ -1,4 +1,4 @@
-"""The final model: trained on all speakers with what cross-validation froze, to be saved as an artefact.
+"""The final model: trained on all speakers with what cross-validation froze, and saved as an artefact.
 
 Apart from ``artifacts``, so that whoever only predicts does not wait for the training loop to be imported.
 """
@@ -6,13 +6,118 @@ Apart from ``artifacts``, so that whoever only predicts does not wait for the tr
 from dataclasses import fields, replace
 
 import numpy as np
+import pandas as pd
 from sklearn.base import clone
+from tqdm import tqdm
 
-from helpers.artifacts import NetworkPart, PartOfArtifact, part_of
-from helpers.estimators import Classical
+from helpers import artifacts, audio, corpora, metrics, paths, protocol, tables
+from helpers.artifacts import Input, NetworkPart, PartOfArtifact, part_of
+from helpers.audit import read_records
+from helpers.cache import code, code_with_parts, fetch, recipe_hash
+from helpers.corpora import emotion_order
+from helpers.estimators import Classical, linear_head
 from helpers.estimators import _fit as fit_seeded
 from helpers.experiment import Part
+from helpers.features import normalise_by_speaker
+from helpers.parallel import over_clips
 from helpers.training import Network, Trainer
+
+
+def hand_on(stem: str, model: Classical | Network, arrays: dict[str, np.ndarray], utterance_ids: pd.Series, folds: pd.DataFrame,
+            inputs: Input, corpus: str, policy: str, seed: int = 0, records: str = "") -> artifacts.Artifact:
+    """Refit a model on all speakers and save it as ``SER_WORK/<corpus>/<policy>/models/<stem>``, with its protocol cards.
+
+    Call it when predictions and run records of the model are written. An artefact that was made of the same recipe, data and
+    results is left as it is.
+
+    Parameters
+    ----------
+    stem
+        Name of its predictions and records.
+    model
+        As it was given to ``experiment.cross_validate``.
+    arrays
+        Variant → inputs, as they were given there. Without inputs for a speaker-normalised variant that was cross-validated,
+        that variant is a new head on the embeddings, as in ``training.speaker_normalised``.
+    utterance_ids, folds, seed
+        As they were given there.
+    inputs
+        How a signal becomes a row of the inductive inputs.
+    corpus, policy
+        Names.
+    records
+        Name of the run records, if it is not `stem`.
+
+    Returns
+    -------
+    artifacts.Artifact
+        The model, loaded again from what was saved.
+    """
+    folder = paths.work(corpus, policy)
+    recorded = {record["variant"]: record for record in read_records(folder / f"records/{records or stem}.json")}
+    predictions = tables.read_table(folder / f"predictions/{stem}.parquet", "predictions")
+    emotions = emotion_order(folds["emotion"])
+    once = folds.drop_duplicates("utterance_id").set_index("utterance_id").reindex(utterance_ids)
+    classes, speakers = once["emotion"].map(emotions.index).to_numpy(copy=True), once["speaker"].to_numpy(str)
+    recipe = recipe_hash(model.recipe(), arrays, classes, speakers, [record["folds"] for record in recorded.values()],
+                         predictions, inputs.kind, inputs.arguments, seed, code(refit), code(hand_on))
+    target = folder / "models" / stem
+    if (made := artifacts.made_of(target, recipe)) is not None:
+        return made
+
+    def everything(values: np.ndarray) -> Part:
+        return Part(values, classes, speakers, utterance_ids.to_numpy(str))
+
+    known = {variant: everything(values) for variant, values in arrays.items()}
+    parts = {variant: refit(model, recorded[variant], part, len(emotions), seed) for variant, part in known.items()}
+    embedded = isinstance(model, Network) and "speaker-normalised" in recorded.keys() - arrays.keys()
+    values = arrays["inductive"]
+    if embedded:
+        running = parts["inductive"].predictor(len(emotions))
+        values = np.concatenate([running.embed(batch) for batch in np.array_split(values, -(-len(values) // 64))])
+        normalised = everything(normalise_by_speaker(values, speakers))
+        parts["speaker-normalised"] = refit(linear_head(stem), recorded["speaker-normalised"], normalised, len(emotions), seed)
+    usual, farthest = artifacts.usual_speaker(values, speakers) if values.ndim == 2 else ({}, 1.0)
+    results = metrics.results_table({stem: predictions}, folds, f"{corpus}, {policy}, seed {seed}")
+    results = results[results["model"] == stem]
+    about = {"model": stem, "corpus": corpus, "policy": policy, "emotions": emotions, "licence": corpora.get(corpus).licence,
+             "protocol": protocol.cards(results, folds, folder, corpus, policy), "recipe": recipe,
+             "traits": usual_traits(tables.read_table(paths.work(corpus) / "utterances.parquet", "utterances"), utterance_ids)}
+    artifacts.save(target, parts, inputs, about, usual, "embeddings" if embedded else "inputs", farthest)
+    return artifacts.made_of(target, recipe)
+
+
+def hand_on_average(stem: str, weights: dict[str, dict[str, float]], temperature: dict[str, float], cards: list[dict],
+                    corpus: str, policy: str) -> artifacts.Average:
+    """Save an average of models that were handed on, as ``SER_WORK/<corpus>/<policy>/models/<stem>``.
+
+    Parameters
+    ----------
+    stem
+        Name of the artefact.
+    weights, temperature
+        As for ``artifacts.save_average``; members are names of other models there.
+    cards
+        Protocol cards of its cross-validated results.
+    corpus, policy
+        Names.
+
+    Returns
+    -------
+    artifacts.Average
+        The average, loaded again from what was saved.
+    """
+    folder = paths.work(corpus, policy) / "models"
+    members = {name: folder / name for name in dict.fromkeys(name for own in weights.values() for name in own)}
+    recipe = recipe_hash(weights, temperature, cards, [(place / "card.json").read_bytes() for place in members.values()],
+                         code(hand_on_average))
+    if (made := artifacts.made_of(folder / stem, recipe)) is None:
+        first = artifacts.load(next(iter(members.values()))).card
+        about = {name: first[name] for name in ("corpus", "policy", "emotions", "licence", "traits")}
+        artifacts.save_average(folder / stem, members, weights, temperature,
+                               about | {"model": stem, "protocol": cards, "recipe": recipe})
+        made = artifacts.made_of(folder / stem, recipe)
+    return made
 
 
 def refit(model: Classical | Network, record: dict, everything: Part, n_classes: int, seed: int = 0) -> PartOfArtifact:
@@ -43,13 +148,44 @@ def refit(model: Classical | Network, record: dict, everything: Part, n_classes:
     options = model.options | {name: value for name, value in setting.items() if name not in own}
     network = replace(model, **own, options=options, trials=0, search={})
     trainer = Trainer(network, everything, everything, n_classes, seed)
-    for _ in range(round(float(np.median([note["best_epoch"] for note in notes])))):
-        if hasattr(trainer.bare_net(), "begin_epoch"):
-            trainer.bare_net().begin_epoch(trainer.epoch / network.epochs)
-        trainer.train_epoch()
-        trainer.epoch += 1
+    trainer.resume()
+    last = round(float(np.median([note["best_epoch"] for note in notes])))
+    with tqdm(total=last, initial=trainer.epoch, desc=f"{model.name}, all speakers", unit="epoch", mininterval=5) as bar:
+        while trainer.epoch < last:
+            if hasattr(trainer.bare_net(), "begin_epoch"):
+                trainer.bare_net().begin_epoch(trainer.epoch / network.epochs)
+            trainer.train_epoch()
+            trainer.epoch += 1
+            trainer.save()
+            bar.update()
     weights = {name: value.cpu().numpy() for name, value in trainer.bare_net().state_dict().items()}
-    return NetworkPart(network.build.__name__, network.options, everything.inputs.shape[1:], weights)
+    options = {name: value for name, value in network.options.items() if name != "pretrained"}  # the weights are here now
+    return NetworkPart(network.build.__name__, options, everything.inputs.shape[1:], weights)
+
+
+def usual_traits(utterances: pd.DataFrame, utterance_ids: pd.Series) -> dict[str, list[float]]:
+    """Return within which bounds the training clips lie, for ``predict.doubts``: trait → percentiles 1 and 99.
+
+    Parameters
+    ----------
+    utterances
+        Schema ``utterances``.
+    utterance_ids
+        Of the training clips.
+    """
+    rows = utterances.set_index("utterance_id").loc[utterance_ids]
+
+    def compute() -> dict[str, np.ndarray]:
+        arguments = rows[["path", "start_s", "end_s"]].itertuples(index=False, name=None)
+        table = pd.DataFrame(over_clips(_traits, arguments, progress="recordings"))
+        return {name: np.percentile(values, [1, 99]) for name, values in table.items()}
+
+    stored = fetch("traits", recipe_hash(rows["audio_hash"].tolist(), code_with_parts(audio.traits)), compute)
+    return {name: bounds.tolist() for name, bounds in stored.items()}
+
+
+def _traits(path: str, start_s: float, end_s: float) -> dict[str, float]:
+    return audio.traits(audio.load(path, start_s, end_s))
 
 
 def _frozen(settings: list[dict]) -> dict:

@@ -9,21 +9,20 @@ import numpy as np
 import pytest
 import skops.io
 import torch
-from conftest import RATE, harmonic_tone, make_features, make_utterances, noise
-from sklearn.linear_model import LogisticRegression
+from conftest import RATE, harmonic_tone, noise
 from sklearn.preprocessing import FunctionTransformer
 
-from helpers import artifacts, audio, estimators, features, nets, refit, spectrograms, splits, training
+from helpers import artifacts, audio, estimators, features, nets, spectrograms
 from helpers.artifacts import Input, NetworkPart, Refused
-from helpers.experiment import Part, cross_validate
+from helpers.experiment import Part
 
 EMOTIONS = ["neutral", "happy", "sad", "angry"]
 ABOUT = {"model": "test", "emotions": EMOTIONS, "policy": "four", "corpus": "toy", "licence": "MIT", "protocol": []}
 SEQUENCE = Input("sequence", {"n_steps": 40, "stride": 4})
 IMAGE = Input("image", {"n_frames": 64})
 NETWORKS = {"DNN": (Input("functionals"), {"hidden": [16]}), "MelCNN": (IMAGE, {"channels": [4, 4]}), "MelResNet": (IMAGE, {}),
-            "ResNet1D": (SEQUENCE, {}), "AlexNet1D": (SEQUENCE, {}), "Recurrent": (SEQUENCE, {"cell": "GRU", "hidden": 8}),
-            "Transformer": (SEQUENCE, {})}
+            "MeansConv": (Input("functionals"), {}), "ConvLSTM": (IMAGE, {"images": True}), "ResNet1D": (SEQUENCE, {}),
+            "AlexNet1D": (SEQUENCE, {}), "Recurrent": (SEQUENCE, {"cell": "GRU", "hidden": 8}), "Transformer": (SEQUENCE, {})}
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +91,42 @@ def test_inputs_are_those_of_training(speech):
     assert Input("functionals")(speech[0]).tolist() == pytest.approx(list(features.functionals(speech[0]).values()), rel=1e-6)
     assert (IMAGE(speech[0]) == spectrograms.padded_image(speech[0], 64)).all()
     assert (SEQUENCE(speech[0]) == features.sequence(speech[0], 40, 4)).all()
+
+
+def test_clips_are_read_once_however_many_models_read_them(average, speech, monkeypatch):
+    read, asked = Input.__call__, []
+    monkeypatch.setattr(Input, "__call__", lambda self, signal: asked.append(self.kind) or read(self, signal))
+    clips = artifacts.Clips(speech)
+    model = artifacts.load(average)
+    asked.clear()
+    first = model.probabilities(clips)
+    assert (model.probabilities(clips) == first).all() and sorted(asked) == ["functionals"] * 6 + ["image"] * 6
+
+
+def test_distance_is_one_for_the_farthest_hundredth_of_the_training_clips(tmp_path, speech):
+    part, inputs, _ = network("DNN", speech)
+    values = np.stack([inputs(signal) for signal in speech])
+    rng = np.random.default_rng(0)
+    many = values[rng.integers(0, 6, 500)] + rng.normal(size=(500, values.shape[1])) * values.std(axis=0)
+    usual, farthest = artifacts.usual_speaker(many, rng.integers(0, 5, 500).astype(str))
+    model = artifacts.load(artifacts.save(tmp_path / "model", {"inductive": part}, inputs, ABOUT, usual, farthest=farthest))
+    clips = artifacts.Clips(speech)
+    assert (model.distances(clips) < 1).all()
+    clips.read(inputs)[0] += 20 * usual["clip_std"]
+    assert model.distances(clips)[0] > 3
+    assert (artifacts.distances(many, usual["clip_mean"], usual["clip_std"]) > farthest).mean() == pytest.approx(0.01)
+    assert artifacts.load(artifacts.save(tmp_path / "other", {"inductive": part}, inputs, ABOUT)).distances(clips) is None
+
+
+def test_a_folder_that_is_no_model_is_not_replaced(tmp_path, speech, saved):
+    part, inputs, _ = network("DNN", speech)
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis/chapter.txt").write_text("of years")
+    with pytest.raises(ValueError, match=r"holds chapter\.txt"):
+        artifacts.save(tmp_path / "thesis", {"inductive": part}, inputs, ABOUT)
+    assert (tmp_path / "thesis/chapter.txt").read_text() == "of years"
+    (saved / "older.skops").write_bytes(b"of another recipe")
+    artifacts.load(artifacts.save(saved, {"inductive": part}, inputs, ABOUT))
 
 
 def test_probe_is_the_same_everywhere():
@@ -246,7 +281,8 @@ def average(tmp_path, speech):
     for build in ("DNN", "MelCNN"):
         part, inputs, _ = network(build, speech)
         members[build] = artifacts.save(tmp_path / build, {"inductive": part}, inputs, ABOUT)
-    return artifacts.save_average(tmp_path / "average", members, {"inductive": {"DNN": 0.8, "MelCNN": 0.5}}, ABOUT)
+    weights, temperature = {"inductive": {"DNN": 0.4, "MelCNN": 0.25}}, {"inductive": 0.5}
+    return artifacts.save_average(tmp_path / "average", members, weights, temperature, ABOUT)
 
 
 def test_average_is_the_weighted_product_of_its_members(average, speech):
@@ -262,46 +298,8 @@ def test_average_of_a_changed_or_foreign_member_is_refused(average, saved):
     with pytest.raises(Refused, match="member DNN is not the one that was saved"):
         artifacts.load(average)
     card = json.loads((average / "card.json").read_text())
-    for change in ({"members": {"../model": "0"}}, {"weights": {"inductive": {"DNN": -1}}}, {"weights": {}}, {"members": {}}):
+    for change in ({"members": {"../model": "0"}}, {"weights": {"inductive": {"DNN": -1}}}, {"weights": {}}, {"members": {}},
+                   {"temperature": {"inductive": 0}}, {"temperature": {}}):
         (average / "card.json").write_text(json.dumps(card | change))
         with pytest.raises(Refused):
             artifacts.load(average)
-
-
-# --- the final model -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def corpus():
-    utterances = make_utterances(8, 4)
-    folds = splits.make_folds(utterances, n_folds=4, n_valid=2)
-    emotions = sorted(set(utterances["emotion"]), key=EMOTIONS.index)
-    values, speakers = make_features(utterances, strength=2.0), utterances["speaker"].to_numpy(str)
-    classes = utterances["emotion"].map(emotions.index).to_numpy()
-    return utterances["utterance_id"], folds, Part(values, classes, speakers, utterances["utterance_id"].to_numpy(str))
-
-
-def test_classical_model_is_refitted_with_what_most_folds_chose(corpus):
-    ids, folds, everything = corpus
-    model = estimators.Classical("LR", LogisticRegression(max_iter=500), {"C": [0.01, 1.0]})
-    _, record = cross_validate(model, everything.inputs, ids, folds)
-    chosen = [fold["notes"]["setting"]["C"] for fold in record["folds"].values()]
-    part = refit.refit(model, record, everything, 4)
-    assert max(chosen, key=chosen.count) == part.estimator.C
-    expected = LogisticRegression(C=part.estimator.C, max_iter=500, random_state=0).fit(everything.inputs, everything.classes)
-    assert np.allclose(part.predictor(4)(everything.inputs), expected.predict_proba(everything.inputs))
-
-
-def test_network_is_refitted_for_the_median_of_the_folds_epochs(corpus, monkeypatch):
-    ids, folds, everything = corpus
-    network = training.Network("DNN", nets.DNN, {"hidden": [16]}, epochs=6, patience=6, batch_size=16, learning_rate=0.01,
-                               search={"dropout": [0.1, 0.3], "learning_rate": (1e-3, 1e-1)}, trials=2, device="cpu")
-    _, record = cross_validate(network, everything.inputs, ids, folds)
-    notes = [fold["notes"] for fold in record["folds"].values()]
-    epochs, train_epoch = [], training.Trainer.train_epoch
-    monkeypatch.setattr(training.Trainer, "train_epoch", lambda self: epochs.append(self.epoch) or train_epoch(self))
-    part = refit.refit(network, record, everything, 4)
-    assert epochs == list(range(round(np.median([note["best_epoch"] for note in notes]))))
-    assert part.options["hidden"] == [16] and part.options["dropout"] in (0.1, 0.3) and part.build == "DNN"
-    right = part.predictor(4)(everything.inputs).argmax(axis=1) == everything.classes
-    assert right.mean() > 0.5, "it learnt something"

@@ -11,7 +11,7 @@ import soxr
 import torch
 from conftest import RATE, harmonic_tone, noise, write_audio
 
-from helpers import artifacts, features, nets, predict
+from helpers import artifacts, audio, features, nets, predict
 from helpers.artifacts import ClassicalPart, Input, NetworkPart
 from helpers.paths import PROJECT
 
@@ -117,7 +117,7 @@ def test_mask_unsure_and_enrolment(model, clip):
 def test_what_is_unlike_the_training_recordings_is_said(model):
     warned = predict.predict(soxr.resample(voice(212, 6.0) / 60, RATE, RATE), model, RATE).warnings
     assert any("s long; training clips have 1 to 4" in w for w in warned) and any("dBFS loud" in w for w in warned)
-    found = predict.traits(voice(212))
+    found = audio.traits(voice(212))
     assert found["duration_s"] == 1.5 and -30 < found["level_dbfs"] < 0 and found["snr_db"] > 3
     assert 1000 < found["bandwidth_hz"] < 8000
 
