@@ -49,9 +49,10 @@ def network(label: str, signals) -> artifacts.Artifact:
     with torch.no_grad():
         for _ in range(3):
             net.train()(images)  # statistics of batches that are not those of a new network
-        last, deviation = net.head[-1], net.eval()(images).std(0).mean()
-        last.weight /= deviation  # so that clips get answers that differ
-        last.bias /= deviation
+        last, logits = net.head[-1], net.eval()(images)
+        last.bias -= logits.mean(0)  # so that clips get answers that differ
+        last.weight /= logits.std(0)[:, None]
+        last.bias /= logits.std(0)
     part = NetworkPart(build, options, tuple(images.shape[1:]), {name: v.numpy() for name, v in net.state_dict().items()})
     return artifacts.Artifact(ABOUT | {"input": {"kind": "image", "arguments": inputs.arguments}}, {"inductive": part}, {})
 
