@@ -13,7 +13,7 @@ import importlib.metadata
 import json
 import platform
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -55,10 +55,13 @@ class Input:
         "functionals", "sequence" (of descriptors), "segments" (their statistics) or "image" (mel-spectrogram).
     arguments
         Of the function; for functionals, ``columns``, if not all are used.
+    levelled
+        Whether the signal goes through ``audio.levelled`` first.
     """
 
     kind: str
     arguments: dict = field(default_factory=dict)
+    levelled: bool = False
 
     def __post_init__(self) -> None:
         sizes = [self.arguments[name] for name in ("n_frames", "n_steps", "n_segments", "stride") if name in self.arguments]
@@ -68,6 +71,7 @@ class Input:
                           f"segments or image, of at most {LONGEST_INPUT} steps")
 
     def __call__(self, signal: np.ndarray) -> np.ndarray:
+        signal = audio.levelled(signal) if self.levelled else signal
         if self.kind == "functionals":
             row = features.functionals(signal)
             return np.array([row[name] for name in self.arguments.get("columns", row)], np.float32)
@@ -89,7 +93,7 @@ class Clips:
 
     def read(self, inputs: Input) -> np.ndarray:
         """Return what a model reads of the signals, shape ``(n_signals, ...)``."""
-        key = json.dumps([inputs.kind, inputs.arguments])
+        key = json.dumps(asdict(inputs))
         if key not in self._made:
             self._made[key] = np.stack([inputs(signal) for signal in self.signals])
         return self._made[key]
@@ -367,7 +371,7 @@ def save(folder: Path, parts: dict[str, PartOfArtifact], inputs: Input, about: d
         contents["usual.safetensors"] = tensor_bytes({name: np.array(value, order="C") for name, value in usual.items()})
     card = about | {
         "format": FORMAT, "sampling_rate": audio.SAMPLING_RATE, "space": space, "farthest": farthest,
-        "input": {"kind": inputs.kind, "arguments": inputs.arguments},
+        "input": asdict(inputs),
         "parts": described, "files": {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
         "versions": versions()}
     made = Artifact(card, parts, usual or {})

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import scipy.signal
 import soundfile
 import soxr
 from numpy.lib.stride_tricks import sliding_window_view
@@ -36,6 +37,7 @@ SILENT_DBFS = -60.0  # a clip whose loudest frame is below this holds no speech
 CLIPPED_SHARE = 0.001  # share of samples at full scale from which a clip counts as clipped
 PIECE_S = 7.0  # longer clips are cut for models whose cost grows with the square of the duration
 PIECE_OVERLAP_S = 1.0  # so that no syllable falls between two pieces
+LEVEL_DBFS, FLOOR_DBFS, TOP_HZ = -20.0, -60.0, 7_000.0  # of a levelled clip: loudest 32 ms, noise floor, end of the band
 KEPT_PAUSE_S = 0.3  # shorter pauses are part of how something is said
 AUDIO_SUFFIXES = {".wav", ".flac", ".opus", ".ogg", ".mp3", ".aiff", ".aif", ".au"}
 OTHER_SUFFIXES = {".m4a", ".mp4", ".aac", ".webm", ".wma", ".amr", ".3gp", ".mov", ".mkv"}  # read by ffmpeg alone
@@ -133,6 +135,31 @@ def measure_all(utterances: pd.DataFrame, n_jobs: int = -1) -> pd.DataFrame:
             old = table.loc[i, "quality"]
             table.loc[i, "quality"] = ("" if old == "ok" else old + "; ") + f"same audio as {others}"
     return table
+
+
+def levelled(signal: np.ndarray) -> np.ndarray:
+    """Take from a recording what tells of the microphone rather than of the voice: its level, its noise floor, its top band.
+
+    Use it for models that meet other people's recordings: in one corpus loudness helps to tell angry from sad, in the next
+    it tells how far away the microphone stood; and features of what is hardly there (the quietest frames, the band at the
+    edge of a resampling filter) change with every format.
+
+    Parameters
+    ----------
+    signal : np.ndarray [shape=(n_samples,)]
+        Mono, at ``SAMPLING_RATE``.
+
+    Returns
+    -------
+    np.ndarray [shape=(n_samples,), float32]
+        Trimmed, its loudest 32 ms at ``LEVEL_DBFS``, nothing above ``TOP_HZ``, over white noise of ``FLOOR_DBFS``, which is
+        always the same.
+    """
+    signal = trim(signal)
+    signal = signal * (10 ** (LEVEL_DBFS / 20) / max(frame_rms(signal).max(), 1e-5))
+    low = scipy.signal.sosfiltfilt(scipy.signal.butter(8, TOP_HZ, fs=SAMPLING_RATE, output="sos"), signal)
+    floor = np.random.default_rng(0).standard_normal(len(signal)) * 10 ** (FLOOR_DBFS / 20)
+    return (low + floor).astype(np.float32)
 
 
 def traits(signal: np.ndarray) -> dict[str, float]:

@@ -3,7 +3,7 @@
 Apart from ``artifacts``, so that whoever only predicts does not wait for the training loop to be imported.
 """
 
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 
 import numpy as np
 import pandas as pd
@@ -60,7 +60,7 @@ def hand_on(stem: str, model: Classical | Network, arrays: dict[str, np.ndarray]
     once = folds.drop_duplicates("utterance_id").set_index("utterance_id").reindex(utterance_ids)
     classes, speakers = once["emotion"].map(emotions.index).to_numpy(copy=True), once["speaker"].to_numpy(str)
     recipe = recipe_hash(model.recipe(), arrays, classes, speakers, [record["folds"] for record in recorded.values()],
-                         predictions, inputs.kind, inputs.arguments, seed, code(refit), code(hand_on))
+                         predictions, asdict(inputs), seed, code(refit), code(hand_on))
     target = folder / "models" / stem
     if (made := artifacts.made_of(target, recipe)) is not None:
         return made
@@ -85,6 +85,32 @@ def hand_on(stem: str, model: Classical | Network, arrays: dict[str, np.ndarray]
              "traits": usual_traits(tables.read_table(paths.work(corpus) / "utterances.parquet", "utterances"), utterance_ids)}
     artifacts.save(target, parts, inputs, about, usual, "embeddings" if embedded else "inputs", farthest)
     return artifacts.made_of(target, recipe)
+
+
+def read_clips(utterances: pd.DataFrame, inputs: Input, n_jobs: int = -1) -> np.ndarray:
+    """Return what a model reads of each utterance, from the audio itself; what was read before is not read again.
+
+    Use it for inputs that no notebook has made a table of, e.g. ``levelled`` ones.
+
+    Parameters
+    ----------
+    utterances
+        With ``path``, ``start_s``, ``end_s`` and ``audio_hash``.
+    inputs
+        How a signal becomes an input.
+    n_jobs
+        Processes; -1 for all cores.
+
+    Returns
+    -------
+    np.ndarray [shape=(n_utterances, ...)]
+    """
+    def compute() -> dict[str, np.ndarray]:
+        jobs = ((u.path, u.start_s, u.end_s, inputs) for u in utterances.itertuples())
+        return {"inputs": np.stack(list(over_clips(_read, jobs, n_jobs, inputs.kind)))}
+
+    recipe = recipe_hash(utterances["audio_hash"].tolist(), asdict(inputs), code_with_parts(Input.__call__))
+    return fetch("inputs", recipe, compute)["inputs"]
 
 
 def hand_on_average(stem: str, weights: dict[str, dict[str, float]], temperature: dict[str, float], cards: list[dict],
@@ -182,6 +208,10 @@ def usual_traits(utterances: pd.DataFrame, utterance_ids: pd.Series) -> dict[str
 
     stored = fetch("traits", recipe_hash(rows["audio_hash"].tolist(), code_with_parts(audio.traits)), compute)
     return {name: bounds.tolist() for name, bounds in stored.items()}
+
+
+def _read(path: str, start_s: float, end_s: float, inputs: Input) -> np.ndarray:
+    return inputs(audio.load(path, start_s, end_s))
 
 
 def _traits(path: str, start_s: float, end_s: float) -> dict[str, float]:
