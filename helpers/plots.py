@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from IPython.display import Markdown, display
+from matplotlib.ticker import PercentFormatter
 
 from helpers import metrics, paths
 from helpers.cache import write_atomically
@@ -152,3 +153,49 @@ def overlay(images: np.ndarray, maps: np.ndarray, titles: list[str], axes: np.nd
         axis.imshow(image[:, :width], cmap="gray", aspect="auto", vmin=0, vmax=255)
         axis.imshow(glow[:, :width], cmap="inferno", aspect="auto", vmin=0, vmax=1, alpha=0.55 * glow[:, :width])
         axis.set_title(title, fontsize=10)
+
+
+def answer_bars(probabilities: dict[str, float], axis: plt.Axes, title: str = "") -> None:
+    """Draw a bar for each emotion's probability, in its colour."""
+    axis.barh(list(probabilities), list(probabilities.values()), color=list(colours(probabilities).values()))
+    axis.set(xlim=(0, 1), title=title)
+    axis.xaxis.set_major_formatter(PercentFormatter(1, 0))
+    axis.invert_yaxis()
+
+
+def waveform(signal: np.ndarray, axis: plt.Axes, sampling_rate: int = 16_000, n_most: int = 1500) -> None:
+    """Draw lowest and highest sample of each short stretch, which looks as all samples do; seconds are the horizontal axis."""
+    starts = np.unique(np.linspace(0, len(signal), min(n_most, len(signal)), endpoint=False).astype(int))
+    low, high = np.minimum.reduceat(signal, starts), np.maximum.reduceat(signal, starts)
+    axis.fill_between(starts / sampling_rate, low, high, color="#33658a", lw=0.3)
+    axis.set_yticks([])
+    axis.set_xlim(0, len(signal) / sampling_rate)
+    axis.grid(visible=False)
+
+
+def timeline(windows: pd.DataFrame, axis: plt.Axes) -> None:
+    """Draw how probable each emotion is over a recording; seconds are the horizontal axis.
+
+    A window stands for its middle; where nobody speaks, nothing is drawn.
+
+    Parameters
+    ----------
+    windows
+        From ``predict.timeline``, at least one row.
+    """
+    emotions = emotion_order(name[2:] for name in windows if name.startswith("p_"))
+    middle = ((windows["start_s"] + windows["end_s"]) / 2).to_numpy()
+    hop = np.diff(middle).min() if len(middle) > 1 else float(windows["end_s"].iloc[0] - windows["start_s"].iloc[0])
+    until = np.minimum(middle + hop / 2, np.append(middle[1:] - hop / 2, np.inf))  # the last window may lie nearer
+    edges = np.stack([middle - hop / 2, until], axis=1).clip(0)
+    apart = np.append(np.diff(middle) > 1.5 * hop, True)
+    place = np.concatenate([[*pair, pair[1]] if gap else pair for pair, gap in zip(edges, apart, strict=True)])
+    drawn = np.concatenate([[True, True, False] if gap else [True, True] for gap in apart])
+    rows = np.concatenate([[i] * (3 if gap else 2) for i, gap in enumerate(apart)])
+    below = np.zeros(len(place))
+    for emotion, colour in colours(emotions).items():
+        above = below + windows[f"p_{emotion}"].to_numpy()[rows]
+        axis.fill_between(place, below, above, where=drawn, color=colour, lw=0, label=emotion)
+        below = above
+    axis.set(ylim=(0, 1))
+    axis.yaxis.set_major_formatter(PercentFormatter(1, 0))

@@ -171,3 +171,21 @@ def test_trim_cuts_silence_at_both_ends_only():
 def test_play_is_silent_headlessly(monkeypatch):
     monkeypatch.setenv("SER_RUN_LOG", "somewhere")
     assert audio.play(TONE) is None
+
+
+def test_levelled_clip_tells_nothing_of_the_microphone():
+    tone = harmonic_tone(150, 1.0, 0.3) + noise(1.0, 0.0001, 1)
+    clip = np.concatenate([np.zeros(4000, np.float32), tone, np.zeros(4000, np.float32)])
+    found = audio.levelled(clip)
+    assert found.dtype == np.float32 and abs(len(found) - len(tone)) < 1000, "silence at both ends is gone"
+    assert 20 * np.log10(audio.frame_rms(found).max()) == pytest.approx(audio.LEVEL_DBFS, abs=0.2)
+    for gain in (0.01, 3.0):
+        assert np.abs(audio.levelled(clip * np.float32(gain)) - found).max() < 1e-3
+    hiss = audio.levelled(tone + noise(1.0, 0.05, 2))
+    spectrum = np.abs(np.fft.rfft(hiss)) ** 2
+    hertz = np.fft.rfftfreq(len(hiss), 1 / RATE)
+    assert spectrum[hertz > 7500].mean() < 0.02 * spectrum[(hertz > 5500) & (hertz < 6500)].mean(), "the top band is gone"
+    quiet = audio.levelled(np.concatenate([tone, np.zeros(8000, np.float32), tone]))
+    pause = quiet[len(tone) + 2000: len(tone) + 6000]
+    assert 20 * np.log10(np.sqrt(np.mean(pause ** 2))) == pytest.approx(audio.FLOOR_DBFS, abs=1)
+    assert (audio.levelled(clip) == found).all()
