@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 import sys
 import tomllib
 from pathlib import Path
@@ -11,6 +12,8 @@ from helpers import paths
 from helpers.notebooks import Notebook, Refused, Settings, is_added, mirror, read_json, write
 from helpers.report import COLUMNS, device_name, result_groups
 from helpers.tables import read_table
+
+LARGEST_MODEL = 5e6  # bytes; whoever clones the project gets it
 
 
 def publish(books: list[Notebook], outcomes: dict[str, dict], settings: Settings) -> None:
@@ -39,7 +42,9 @@ def publish(books: list[Notebook], outcomes: dict[str, dict], settings: Settings
             faults.append(f"{book.name}: its code is not the code that ran; run it again")
     if faults:
         raise Refused("nothing was published, because of\n  " + "\n  ".join(faults))
-    rewrite_readme(settings.project / "README.md", books, outcomes, settings)  # first: it may refuse
+    # first what may refuse
+    publish_model(settings.policy_work / "models/average_small", settings.project / "data/models" / settings.policy_work.name)
+    rewrite_readme(settings.project / "README.md", books, outcomes, settings)
     for path, notebook in ready.items():
         write(path, nbformat.writes(notebook) + "\n")
         mirror(settings.work / "figures", settings.project / "figures", f"{path.name[:2]}_*.png")
@@ -48,6 +53,24 @@ def publish(books: list[Notebook], outcomes: dict[str, dict], settings: Settings
     results = settings.project / "data/results" / settings.corpus / settings.policy_work.name
     write(results / "run.json", (settings.reports / "run.json").read_bytes())
     write(results / "networks.json", json.dumps(networks(settings.policy_work / "records"), indent=1, sort_keys=True) + "\n")
+
+
+def publish_model(source: Path, target: Path) -> None:
+    """Copy the small trained model to where it is committed, in place of the one before.
+
+    Raises
+    ------
+    Refused
+        If it is larger than ``LARGEST_MODEL``.
+    """
+    files = [path for path in source.rglob("*") if path.is_file()]
+    size = sum(path.stat().st_size for path in files)
+    if size > LARGEST_MODEL:
+        raise Refused(f"{source} has {size / 1e6:.1f} MB, at most {LARGEST_MODEL / 1e6:.0f} are published: take smaller "
+                      "members (SMALL in notebook 18)")
+    if files:
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(source, target)
 
 
 def results_of(books: list[Notebook], settings: Settings) -> dict[Path, Path]:
