@@ -8,12 +8,13 @@ synthetic signal), and has to give the same probabilities; so a model of years a
 """
 
 import copy
+import functools
 import hashlib
 import importlib.metadata
 import json
 import platform
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -91,8 +92,15 @@ class Clips:
     def __init__(self, signals: list[np.ndarray]):
         self.signals, self._made = signals, {}
 
+    @functools.cached_property
+    def levelled(self) -> "Clips":
+        """The same clips, as ``audio.levelled`` makes them."""
+        return Clips([audio.levelled(signal) for signal in self.signals])
+
     def read(self, inputs: Input) -> np.ndarray:
         """Return what a model reads of the signals, shape ``(n_signals, ...)``."""
+        if inputs.levelled:
+            return self.levelled.read(replace(inputs, levelled=False))
         key = json.dumps(asdict(inputs))
         if key not in self._made:
             self._made[key] = np.stack([inputs(signal) for signal in self.signals])

@@ -47,7 +47,8 @@ def average(models: dict[str, pd.DataFrame], weights: dict[str, float] | None = 
     return pd.concat(parts, ignore_index=True)
 
 
-def weighted_average(models: dict[str, pd.DataFrame], penalty: float = 0.01) -> tuple[pd.DataFrame, pd.DataFrame]:
+def weighted_average(models: dict[str, pd.DataFrame], penalty: float = 0.01, least: float = 0.0,
+                     ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Weight the models' log-probabilities, with weights fitted per fold on that fold's own valid rows.
 
     p ∝ Π p_k ** w_k, the logarithmic opinion pool, w_k ≥ 0 by the negative log-likelihood. Weights need not add up to one: if
@@ -59,11 +60,14 @@ def weighted_average(models: dict[str, pd.DataFrame], penalty: float = 0.01) -> 
         Name → predictions table, all on the same folds.
     penalty
         Of weights apart from 1 / number of models, which they keep where the valid rows do not say otherwise.
+    least
+        Models whose share of a fold's weights is smaller are left out there, and the others' weights fitted again.
 
     Returns
     -------
     predictions, weights
-        Predictions, and a table with one row per fold and variant, one column per model (NaN: not in this variant).
+        Predictions, and a table with one row per fold and variant, one column per model (0: left out, NaN: not in this
+        variant).
 
     References
     ----------
@@ -72,20 +76,13 @@ def weighted_average(models: dict[str, pd.DataFrame], penalty: float = 0.01) -> 
     """
     parts, weights = [], {}
     for variant, fold, base, stack, members in _by_fold(models):
-        n_models, logs = len(members), np.log(stack + FLOOR)
         valid = np.flatnonzero(base["role"] == "valid")
-        known, truth = logs[:, valid], np.eye(stack.shape[2])[truth_column(base)[valid]]
-
-        def loss(weight: np.ndarray, known=known, truth=truth, n_models=n_models) -> tuple[float, np.ndarray]:
-            pooled = np.tensordot(weight, known, axes=1)
-            surprise = (logsumexp(pooled, axis=1) - (truth * pooled).sum(axis=1)).mean()
-            slope = ((softmax(pooled, axis=1) - truth) * known).sum(axis=2).mean(axis=1)
-            apart = n_models * weight - 1
-            return surprise + penalty * np.square(apart).mean(), slope + 2 * penalty * apart
-
-        fitted = minimize(loss, np.full(n_models, 1 / n_models), jac=True, method="L-BFGS-B", bounds=[(0, None)] * n_models)
-        parts.append(_with_probabilities(base, pool(stack, fitted.x)))
-        weights[variant, fold] = dict(zip(members, fitted.x, strict=True))
+        known, truth = np.log(stack + FLOOR)[:, valid], np.eye(stack.shape[2])[truth_column(base)[valid]]
+        fitted = _fitted_weights(known, truth, penalty)
+        if (kept := fitted >= least * fitted.sum()).any() and not kept.all():
+            fitted[kept], fitted[~kept] = _fitted_weights(known[kept], truth, penalty), 0
+        parts.append(_with_probabilities(base, pool(stack, fitted)))
+        weights[variant, fold] = dict(zip(members, fitted, strict=True))
     table = pd.DataFrame(weights).reindex(list(models)).T.rename_axis(["variant", "fold"])
     return pd.concat(parts, ignore_index=True), table
 
@@ -278,6 +275,21 @@ def _by_fold(models: dict[str, pd.DataFrame]) -> Iterator[tuple[str, int, pd.Dat
         base, stack = aligned(members)
         for fold, rows in base.groupby("fold").indices.items():
             yield variant, fold, base.iloc[rows], stack[:, rows], list(members)
+
+
+def _fitted_weights(known: np.ndarray, truth: np.ndarray, penalty: float) -> np.ndarray:
+    """Return the weights of log-probabilities, shape ``(n_models, n_rows, n_emotions)``, that make the truth most likely."""
+    n_models = len(known)
+
+    def loss(weight: np.ndarray) -> tuple[float, np.ndarray]:
+        pooled = np.tensordot(weight, known, axes=1)
+        surprise = (logsumexp(pooled, axis=1) - (truth * pooled).sum(axis=1)).mean()
+        slope = ((softmax(pooled, axis=1) - truth) * known).sum(axis=2).mean(axis=1)
+        apart = n_models * weight - 1
+        return surprise + penalty * np.square(apart).mean(), slope + 2 * penalty * apart
+
+    start = np.full(n_models, 1 / n_models)
+    return minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0, None)] * n_models).x
 
 
 def _with_probabilities(base: pd.DataFrame, values: np.ndarray) -> pd.DataFrame:
