@@ -1,4 +1,4 @@
-"""What a trained network bases its answers on: where it looks on an image, and which features it would miss."""
+"""What a trained model bases its answers on: where it looks on an image or in time, and which features it would miss."""
 
 import warnings
 
@@ -7,6 +7,12 @@ import pandas as pd
 import torch
 from captum.attr import FeaturePermutation, LayerGradCam
 from torch import nn
+
+from helpers import audio
+from helpers.artifacts import Artifact, Average
+
+OCCLUDED_DB = 40.0  # so much quieter: like a pause. Digital silence is found in no recording, and would itself be conspicuous
+FLANK_S = 0.01  # of a window that is made quiet; an edge would be a click
 
 
 def grad_cam(net: nn.Module, layer: nn.Module, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
@@ -40,6 +46,61 @@ def grad_cam(net: nn.Module, layer: nn.Module, images: np.ndarray, classes: np.n
         maps = explainer.attribute(torch.tensor(images), torch.tensor(np.asarray(classes)), relu_attributions=True)
     maps = nn.functional.interpolate(maps.detach(), images.shape[1:], mode="bilinear")[:, 0]
     return (maps / maps.amax(dim=(1, 2), keepdim=True).clamp(min=1e-9)).numpy()
+
+
+def occlusion(model: Artifact | Average, signal: np.ndarray, emotion: str, enrolment: list[np.ndarray] | None = None,
+              only: tuple[str, ...] = (), window_s: float = 0.3, n_most: int = 32) -> pd.DataFrame:
+    """Return how much less probable an emotion gets when a short part of a clip is made quiet, for parts all along the clip.
+
+    Use it to see where a model of any kind listens: it needs nothing but its answers. It says where, not why; and a clip with
+    a part made quiet is one that nobody said.
+
+    Parameters
+    ----------
+    model
+        What ``artifacts.load`` returned.
+    signal : np.ndarray [shape=(n_samples,), float32]
+        At ``audio.SAMPLING_RATE``.
+    emotion
+        The one to explain, usually the answer.
+    enrolment, only
+        As for ``predict.predict``: other clips of the speaker, and the emotions to choose among.
+    window_s
+        Length of a part, in seconds; neighbours overlap by half. In clips that would need more than `n_most` parts they are
+        longer.
+    n_most
+        Parts at most: the model answers once for each.
+
+    Returns
+    -------
+    pd.DataFrame
+        One row per part: ``start_s``, ``end_s`` (s) and ``fall``, by which the probability falls, -1 to 1. Where it is below 0,
+        the part spoke for another emotion.
+
+    Raises
+    ------
+    ValueError
+        If the model does not know the emotion, or it is none of `only`.
+
+    References
+    ----------
+    M. D. Zeiler and R. Fergus, "Visualizing and understanding convolutional networks", ECCV 2014.
+    """
+    kept = [i for i, name in enumerate(model.emotions) if not only or name in only]
+    if emotion not in [model.emotions[i] for i in kept]:
+        raise ValueError(f"{emotion!r} is none of the emotions to choose among: "
+                         f"{', '.join(model.emotions[i] for i in kept)}")
+    seconds = len(signal) / audio.SAMPLING_RATE
+    window_s = min(max(window_s, 2 * seconds / (n_most + 1)), seconds)
+    n_parts = min(int(np.ceil(2 * (seconds - window_s) / window_s)) + 1, n_most)
+    starts = np.linspace(0, seconds - window_s, n_parts)
+    time = np.arange(len(signal)) / audio.SAMPLING_RATE
+    inside = (np.minimum(time - start, start + window_s - time) / FLANK_S for start in starts)  # 1: a flank's width within
+    quiet = 10 ** (-OCCLUDED_DB / 20)
+    occluded = [(signal * (1 - (1 - quiet) * np.sin(np.pi / 2 * depth.clip(0, 1)) ** 2)).astype(np.float32) for depth in inside]
+    values = model.probabilities([signal, *occluded], enrolment)
+    share = values[:, model.emotions.index(emotion)] / values[:, kept].sum(axis=1).clip(1e-12)
+    return pd.DataFrame({"start_s": starts, "end_s": starts + window_s, "fall": share[0] - share[1:]})
 
 
 def attention_weights(net: nn.Module, inputs: np.ndarray) -> np.ndarray:
