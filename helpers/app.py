@@ -335,7 +335,8 @@ def build(model: str | Path = "") -> gr.Blocks:
                               "a clip. The model hears all speakers as one."))
             with gr.Column(scale=3, min_width=320):
                 long_words, long_picture = gr.HTML(_WAITING, elem_id="ser-verdict"), gr.HTML(elem_id="ser-timeline")
-                windows = gr.Dataframe(visible=False, interactive=False, max_height=320, show_label=False, buttons=[])
+                windows = gr.Dataframe(visible=False, interactive=False, max_height=320, show_label=False, buttons=[],
+                                       elem_id="ser-windows")
         with gr.Tab("Confident mistakes"), gr.Row():
             with gr.Column(scale=2, min_width=300):
                 gr.HTML(_note("Test clips about which a model was most sure, and wrong. Listen: would you have known?"))
@@ -406,12 +407,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine alone)")
     parser.add_argument("--port", type=int, default=7860)
     options = parser.parse_args(arguments)
-    signals.signal(signals.SIGTERM, lambda *_: sys.exit(0))  # so that the private folder is removed then, too
     try:
         page = launch(options.model, options.host, options.port)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
+    signals.signal(signals.SIGTERM, lambda *_: sys.exit(0))  # so that the private folder is removed then, too
     print(f"{page.local_url} is open; Ctrl+C ends it", flush=True)
     page.block_thread()
     return 0
