@@ -98,7 +98,7 @@ def about(model: str | Path | Artifact | Average) -> str:
         part = card["parts"]["inductive"]
         built = f" ({part['build']})" if "build" in part else ""
         what = f"{kinds.get(part['kind'], part['kind'])}{built}. It reads {INPUTS.get(model.input.kind, model.input.kind)}."
-    variants = {"inductive": "*inductive* (it has never heard the voice)",
+    variants = {"inductive": "*inductive* (it goes by the clip alone)",
                 "speaker-normalised": "*speaker-normalised* (it compares with other recordings of the same voice)"}
     lines = [f"### {card.get('model', 'A model')}", what,
              f"- **Learned from** {card.get('corpus', 'an unnamed corpus')}, labels `{card.get('policy', '–')}`",
@@ -531,8 +531,8 @@ def _in_words(found: predict.Prediction, unsure_below: float, only: tuple[str, .
         who = ("Answered by the inductive variant. This model has no speaker-normalised one, so the other recordings of the "
                "voice were not used.")
     else:
-        who = "Answered by the inductive variant: it has never heard this voice." + (
-            " With other recordings of it, this model could do better." if "speaker-normalised" in variants else "")
+        who = "Answered by the inductive variant: it goes by this clip alone." + (
+            " With other recordings of the voice, this model could do better." if "speaker-normalised" in variants else "")
     kept = {emotion: share for emotion, share in found.probabilities.items() if not only or emotion in only}
     words = _head(found.emotion, _sure(*found.top[0], unsure_below)) + _bars(kept) + _note(who)
     if not found.warnings:
@@ -728,7 +728,7 @@ _CSS = """
 .ser-player {width: 100%; max-width: 46rem; height: 2.4rem; margin: .4rem 0}
 #ser-clip .audio-container, #ser-call .audio-container {height: 9rem; min-height: 9rem}
 button[role=tab].selected {color: var(--body-text-color); font-weight: 600}
-#ser-mistakes .wrap {display: grid; gap: .25rem}
+#ser-mistakes .wrap {display: grid; gap: .25rem; max-height: 24rem; overflow-y: auto}
 #ser-foot {border-top: 1px solid var(--border-color-primary); padding-top: .4rem}
 @media (max-width: 500px) {.ser-bar {grid-template-columns: 5.5rem 1fr 3rem} .ser-bar em {display: block}}
 """

@@ -113,7 +113,7 @@ def test_answer_is_that_of_predict_with_all_that_the_page_shows(tmp_path, model)
     path = write_audio(tmp_path / "clip.wav", voice(200))
     found = app.answer(path, model)
     assert not found.error and found.prediction == predict.predict(path, model, unsure_below=app.UNSURE_BELOW)
-    assert '<span class="ser-word">sad</span>' in found.words and "never heard this voice" in found.words
+    assert '<span class="ser-word">sad</span>' in found.words and "goes by this clip alone" in found.words
     for emotion, colour in plots.colours(EMOTIONS).items():
         assert f"{emotion}</span>" in found.words and f"background:{colour}" in found.words
     assert "occlusion" in found.picture and "not why" in found.picture and "data:image/png" in found.picture
