@@ -604,7 +604,8 @@ def _clip_picture(signal: np.ndarray, found: predict.Prediction, kind: str = "",
         middle = (where["start_s"] + where["end_s"]) / 2
         axes[2].bar(middle, where["fall"], width=(where["end_s"] - where["start_s"]).iloc[0] / 2, color=colour)
         axes[2].axhline(0, color="#222222", lw=0.8)
-        axes[2].set(ylabel="fall")
+        low, high = axes[2].get_ylim()
+        axes[2].set(ylabel="fall", ylim=(min(low, -0.02), max(high, 0.1)))  # next to nothing shall look like it
         axes[2].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}".replace("-", "−")))
         text += (f" A bar below it shows by how much “{html.escape(emotion)}” gets less probable when that part is made quiet "
                  "(occlusion).")
@@ -726,7 +727,7 @@ _CSS = """
 .ser-doubt ul {margin: .2rem 0 0 1.1rem; list-style: disc}
 .ser-figure {width: 100%; max-width: 46rem; border-radius: 4px; margin: .4rem 0}
 .ser-player {width: 100%; max-width: 46rem; height: 2.4rem; margin: .4rem 0}
-#ser-clip .audio-container, #ser-call .audio-container {height: 9rem; min-height: 9rem}
+#ser-clip .audio-container, #ser-call .audio-container, #ser-voice .audio-container {height: 9rem; min-height: 9rem}
 button[role=tab].selected {color: var(--body-text-color); font-weight: 600}
 #ser-mistakes .wrap {display: grid; gap: .25rem; max-height: 24rem; overflow-y: auto}
 #ser-foot {border-top: 1px solid var(--border-color-primary); padding-top: .4rem}

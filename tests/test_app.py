@@ -315,24 +315,30 @@ def test_models_at_hand_and_their_cards_in_words(tmp_path, private_work, model):
 # --- in a browser ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory, model):
-    """The app as a user starts it; its address, and the folder that temporary files go to."""
+@pytest.fixture(scope="module", autouse=True)
+def started(tmp_path_factory, model):
+    """The app as a user starts it. It takes a while, so it starts with the first test; what follows waits for it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    folder = tmp_path_factory.mktemp("temporary")
-    work = tmp_path_factory.mktemp("work")
-    environment = os.environ | {"TMPDIR": str(folder), "SER_WORK": str(work)}
+    folder, work = tmp_path_factory.mktemp("temporary"), tmp_path_factory.mktemp("work")
+    environment = os.environ | {"TMPDIR": str(folder), "SER_WORK": str(work), "OMP_NUM_THREADS": "1"}  # beside the tests
     command = [sys.executable, "-m", "helpers.app", "--model", str(model), "--port", str(port)]
-    with open(work / "server.log", "w+") as log:
+    with open(work / "server.log", "w") as log:
         process = subprocess.Popen(command, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, stderr=log, text=True)
-        line = process.stdout.readline()
-        assert f"http://127.0.0.1:{port}" in line, (line, (work / "server.log").read_text()[-3000:])
-        yield line.split()[0], folder
-        process.send_signal(signals.SIGTERM)
-        process.wait(20)
+    yield process, port, folder, work / "server.log"
+    process.send_signal(signals.SIGTERM)
+    process.wait(20)
     assert not list(folder.glob("ser-app-*")), "its folder goes with it"
+
+
+@pytest.fixture(scope="module")
+def server(started) -> tuple[str, Path]:
+    """Its address, and the folder that temporary files go to."""
+    process, port, folder, log = started
+    line = process.stdout.readline()
+    assert f"http://127.0.0.1:{port}" in line, (line, log.read_text()[-3000:])
+    return line.split()[0], folder
 
 
 @pytest.fixture(scope="module")
@@ -391,11 +397,10 @@ def test_browser_upload_settings_and_voice(page, tmp_path):
     assert bars(page, "#ser-answer") == {"happy": "100%"}, "although the file is gone"
     page.locator("#ser-only").get_by_text("happy").click()
     page.get_by_text("Let it know the voice").click()
-    for pitch in (260, 320, 380):
-        said = page.inner_text("#ser-enrolled")
+    for n, pitch in enumerate((260, 320, 380), start=1):
         page.set_input_files("#ser-voice input[type=file]", write_audio(tmp_path / f"{pitch}.wav", voice(pitch)))
-        page.wait_for_function("said => document.querySelector('#ser-enrolled').innerText != said", arg=said)
-    page.wait_for_function("document.querySelector('#ser-answer').innerText.includes('compared this clip with 3 other')")
+        page.wait_for_function("n => document.querySelector('#ser-answer').innerText.includes(`with ${n} other(s)`)", arg=n)
+    assert "3 recording(s) of this voice" in page.inner_text("#ser-enrolled")
     page.get_by_role("tab", name="The model").click()
     page.wait_for_function("document.querySelector('#ser-card').innerText.includes('neutral, happy, sad, angry')")
 
