@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import soundfile
 import soxr
 from tqdm import tqdm
 
@@ -25,6 +26,10 @@ from helpers.artifacts import Artifact, Average, Clips
 UNSURE = "unsure"
 WINDOW_S, WINDOW_HOP_S = 4.0, 2.0  # of a timeline; an utterance of the training corpora lasts 2 to 5 s
 LONGEST_S = 4 * 3600.0  # of a recording
+LARGEST_DECODED = 2**29  # samples of all channels: 2 GB; compressed silence grows without end
+LOWEST_HZ, HIGHEST_HZ = 1_000, 1_000_000  # sampling rates
+LONGER = ": a timeline takes longer ones (in the browser, the page for long recordings)"
+LOUDEST = 1000.0  # times full scale; more is no recording
 LATE_WEIGHT = 2.0  # the last window of a call counts so many times the first
 SATISFACTION = {"satisfied": ("happy", "excited", "neutral", "calm"), "unsatisfied": ("angry", "frustrated", "sad", "disgust")}
 
@@ -97,9 +102,9 @@ def predict(recording: str | Path | np.ndarray, model: str | Path | Artifact | A
         If the recording can't be decoded, is shorter than ``audio.MIN_DURATION_S`` or silent; if `only` names emotions that the
         model does not know.
     """
-    model = _opened(model)
-    clips = Clips([_signal(recording, sampling_rate)])
-    known = [_signal(clip, sampling_rate) for clip in enrolment]
+    model = opened(model)
+    clips = Clips([read_signal(recording, sampling_rate)])
+    known = [read_signal(clip, sampling_rate) for clip in enrolment]
     values = _masked(model.probabilities(clips, known)[0], model.emotions, only)
     order = np.argsort(-values, kind="stable")
     best = model.emotions[order[0]]
@@ -130,7 +135,7 @@ def timeline(recording: str | Path | np.ndarray, model: str | Path | Artifact | 
         One row per window: ``start_s``, ``end_s`` (s), ``speech`` (share of it in which somebody speaks), ``emotion``,
         ``probability`` and ``p_<emotion>…``. Windows with too little speech are not in it; without any, there are no rows.
     """
-    model, signal = _opened(model), _signal(recording, sampling_rate, LONGEST_S)
+    model, signal = opened(model), read_signal(recording, sampling_rate, LONGEST_S)
     parts = audio.voice_activity(signal, detector)
     spoken = np.zeros(len(signal) + 1, np.int64)
     for start, stop in parts:
@@ -141,7 +146,7 @@ def timeline(recording: str | Path | np.ndarray, model: str | Path | Artifact | 
     ends = np.minimum(begins + length, len(signal))
     heard = (spoken[ends] - spoken[begins]) / audio.SAMPLING_RATE
     kept = np.flatnonzero((heard >= 2 * audio.MIN_DURATION_S) & (ends - begins >= min(length, len(signal)) // 2))
-    known = Clips([_signal(clip, sampling_rate) for clip in enrolment]) if enrolment else None
+    known = Clips([read_signal(clip, sampling_rate) for clip in enrolment]) if enrolment else None
     values = np.concatenate([model.probabilities([signal[begins[i]: ends[i]] for i in some], known)
                              for some in np.array_split(kept, -(-len(kept) // 64))] if len(kept) else
                             [np.empty((0, len(model.emotions)))])
@@ -194,11 +199,14 @@ def doubts(clips: Clips, model: Artifact | Average) -> list[str]:
     model
         Its card's ``traits`` are name → [lowest, highest] of the training clips (percentiles 1 and 99).
     """
-    units = {"duration_s": "s long", "level_dbfs": "dBFS loud", "snr_db": "dB between speech and pauses",
-             "bandwidth_hz": "Hz of bandwidth"}
+    units = {"duration_s": "{:.1f} s long", "level_dbfs": "{:.0f} dBFS loud", "snr_db": "{:.0f} dB between speech and pauses",
+             "bandwidth_hz": "{:,.0f} Hz of bandwidth"}
     found = audio.traits(clips.signals[0])
-    said = [f"{found[name]:.3g} {units[name]}; training clips have {low:.3g} to {high:.3g}"
-            for name, (low, high) in model.card.get("traits", {}).items() if name in found and not low <= found[name] <= high]
+    said = []
+    for name, (low, high) in model.card.get("traits", {}).items():
+        if name in found and not low <= found[name] <= high:
+            number = units[name].split(" ")[0]
+            said.append(f"{units[name].format(found[name])}; training clips have {number.format(low)} to {number.format(high)}")
     distance = model.distances(clips)
     if distance is not None and distance[0] > 1:
         said.append(f"its features lie {distance[0]:.2f} times as far from the mean of the training clips as the farthest "
@@ -282,7 +290,8 @@ def _recordings(given: Path) -> list[Path]:
     return found
 
 
-def _opened(model: str | Path | Artifact | Average) -> Artifact | Average:
+def opened(model: str | Path | Artifact | Average) -> Artifact | Average:
+    """Return a model that was loaded as it is, and load one that is given as a folder; the last few stay in memory."""
     if isinstance(model, (Artifact, Average)):
         return model
     card = Path(model) / "card.json"
@@ -294,32 +303,71 @@ def _loaded(folder: str, _changed: int) -> Artifact | Average:
     return artifacts.load(Path(folder))
 
 
-def _signal(recording: str | Path | np.ndarray, sampling_rate: int | None,
-            longest_s: float = audio.LONG_DURATION_S) -> np.ndarray:
-    """Return a recording as a mono signal at the project's rate; refuse what holds no speech or is too long."""
+def read_signal(recording: str | Path | np.ndarray, sampling_rate: int | None = None,
+                longest_s: float = audio.LONG_DURATION_S) -> np.ndarray:
+    """Return a recording as a mono signal at the project's rate; refuse what holds no speech, is too long or too large.
+
+    Parameters
+    ----------
+    recording, sampling_rate
+        As for :func:`predict`.
+    longest_s
+        In seconds.
+
+    Raises
+    ------
+    ValueError
+        If it can't be decoded, or is shorter than ``audio.MIN_DURATION_S``, longer than `longest_s`, or silent.
+    """
     if isinstance(recording, np.ndarray):
-        if sampling_rate is None or not 1_000 <= sampling_rate <= 1_000_000:
-            raise ValueError(f"samples need their sampling rate, 1,000 to 1,000,000 Hz; found {sampling_rate}")
-        samples = recording if recording.ndim == 1 else recording.mean(axis=1)
-        if recording.dtype.kind in "iu":
-            middle, half = (128, 128) if recording.dtype == np.uint8 else (0, np.iinfo(recording.dtype).max + 1.0)
-            samples = (samples - middle) / half
-        if recording.ndim > 2 or not np.isfinite(samples).all():
-            raise ValueError(f"samples of shape {recording.shape} with {int((~np.isfinite(samples)).sum())} NaN or infinite "
-                             "values: expected (n_samples,) or (n_samples, n_channels), finite")
-        signal = samples.astype(np.float32)
-        if sampling_rate != audio.SAMPLING_RATE and len(signal):
-            signal = soxr.resample(signal, sampling_rate, audio.SAMPLING_RATE).astype(np.float32)
-        name = "the recording"
+        signal, name = _mono(recording, sampling_rate), "the recording"
     else:
+        _require_modest(Path(recording), longest_s)
         signal, name = audio.load(recording), Path(recording).name
     seconds = len(signal) / audio.SAMPLING_RATE
     if not audio.MIN_DURATION_S <= seconds <= longest_s:
         raise ValueError(f"{name} is {seconds:.2f} s long; expected {audio.MIN_DURATION_S} to {longest_s:.0f} s"
-                         + (": use a timeline" if seconds > longest_s else ""))
+                         + (LONGER if seconds > longest_s else ""))
     if 20 * np.log10(audio.frame_rms(signal).max() + 1e-10) < audio.SILENT_DBFS:
         raise ValueError(f"{name} is silent (nothing above {audio.SILENT_DBFS:.0f} dBFS)")
     return signal
+
+
+def _mono(samples: np.ndarray, sampling_rate: int | None) -> np.ndarray:
+    """Return samples as one channel of floats at the project's rate."""
+    if sampling_rate is None or not LOWEST_HZ <= sampling_rate <= HIGHEST_HZ:
+        raise ValueError(f"samples need their sampling rate, {LOWEST_HZ:,} to {HIGHEST_HZ:,} Hz; found {sampling_rate}")
+    if samples.dtype.kind not in "fiu" or samples.ndim not in (1, 2) or 0 in samples.shape[1:]:
+        raise ValueError(f"samples are of type {samples.dtype}, shape {samples.shape}; expected integers, or floats of full "
+                         "scale ±1, of shape (n_samples,) or (n_samples, n_channels)")
+    signal = samples if samples.ndim == 1 else samples.mean(axis=1)
+    if samples.dtype.kind in "iu":
+        middle, half = (128, 128) if samples.dtype == np.uint8 else (0, np.iinfo(samples.dtype).max + 1.0)
+        signal = (signal - middle) / half
+    if not (np.abs(signal) <= LOUDEST).all():
+        raise ValueError(f"samples of shape {samples.shape} hold {int((~np.isfinite(signal)).sum())} NaN or infinite values, "
+                         f"or go beyond {LOUDEST:.0f} times full scale: expected floats of full scale ±1")
+    signal = signal.astype(np.float32)
+    if sampling_rate != audio.SAMPLING_RATE and len(signal):
+        signal = soxr.resample(signal, sampling_rate, audio.SAMPLING_RATE).astype(np.float32)
+    return signal
+
+
+def _require_modest(path: Path, longest_s: float) -> None:
+    """Refuse, by its header alone, a file that would take too long or too much memory to decode."""
+    try:
+        header = soundfile.info(path)
+    except (soundfile.LibsndfileError, OSError):
+        return  # whoever reads it says why
+    if not LOWEST_HZ <= header.samplerate <= HIGHEST_HZ:
+        raise ValueError(f"{path.name} is sampled at {header.samplerate} Hz; expected {LOWEST_HZ:,} to {HIGHEST_HZ:,}: is it "
+                         "damaged?")
+    if header.frames / header.samplerate > longest_s:
+        raise ValueError(f"{path.name} is {header.frames / header.samplerate:.0f} s long; expected at most {longest_s:.0f} s"
+                         + (LONGER if longest_s < LONGEST_S else ": give a part of it"))
+    if header.frames * header.channels > LARGEST_DECODED:
+        raise ValueError(f"{path.name} would take {header.frames * header.channels / 2**28:.0f} GB of memory: give a part of "
+                         "it, or one channel, or a lower sampling rate")
 
 
 def _masked(values: np.ndarray, emotions: list[str], only: tuple[str, ...]) -> np.ndarray:

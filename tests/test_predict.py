@@ -116,7 +116,7 @@ def test_mask_unsure_and_enrolment(model, clip):
 
 def test_what_is_unlike_the_training_recordings_is_said(model):
     warned = predict.predict(soxr.resample(voice(212, 6.0) / 60, RATE, RATE), model, RATE).warnings
-    assert any("s long; training clips have 1 to 4" in w for w in warned) and any("dBFS loud" in w for w in warned)
+    assert any("s long; training clips have 1.0 to 4.0" in w for w in warned) and any("dBFS loud" in w for w in warned)
     found = audio.traits(voice(212))
     assert found["duration_s"] == 1.5 and -30 < found["level_dbfs"] < 0 and found["snr_db"] > 3
     assert 1000 < found["bandwidth_hz"] < 8000
@@ -125,7 +125,7 @@ def test_what_is_unlike_the_training_recordings_is_said(model):
 @pytest.mark.parametrize(("samples", "said"), [
     (np.zeros(RATE, np.float32), "silent"), (np.ones(1, np.float32), "0.00 s long"), (np.empty(0, np.float32), "0.00 s long"),
     (np.full(RATE, np.nan, np.float32), "NaN or infinite"), (np.full(RATE, np.inf), "NaN or infinite"),
-    (np.zeros((10, 10, 10), np.float32), r"shape \(10, 10, 10\)"), (voice(100, 70.0), "use a timeline")])
+    (np.zeros((10, 10, 10), np.float32), r"shape \(10, 10, 10\)"), (voice(100, 70.0), "a timeline takes longer ones")])
 def test_samples_that_hold_no_utterance_are_refused(model, samples, said):
     with pytest.raises(ValueError, match=said):
         predict.predict(samples, model, RATE)
