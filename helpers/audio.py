@@ -157,9 +157,19 @@ def levelled(signal: np.ndarray) -> np.ndarray:
     """
     signal = trim(signal)
     signal = signal * (10 ** (LEVEL_DBFS / 20) / max(frame_rms(signal).max(), 1e-5))
-    low = scipy.signal.sosfiltfilt(scipy.signal.butter(8, TOP_HZ, fs=SAMPLING_RATE, output="sos"), signal)
-    floor = np.random.default_rng(0).standard_normal(len(signal)) * 10 ** (FLOOR_DBFS / 20)
-    return (low + floor).astype(np.float32)
+    low = scipy.signal.fftconvolve(signal.astype(float), low_pass(), mode="same")
+    return (low + noise_floor(len(signal))).astype(np.float32)
+
+
+@functools.cache
+def low_pass() -> np.ndarray:
+    """Return the filter of :func:`levelled`: 129 symmetric taps, so that nothing is shifted in time."""
+    return scipy.signal.firwin(129, TOP_HZ, fs=SAMPLING_RATE)
+
+
+def noise_floor(n_samples: int) -> np.ndarray:
+    """Return the noise of :func:`levelled`: the beginning is the same, however long it is."""
+    return np.random.default_rng(0).standard_normal(n_samples) * 10 ** (FLOOR_DBFS / 20)
 
 
 def traits(signal: np.ndarray) -> dict[str, float]:

@@ -30,6 +30,7 @@ from helpers.features import FrontEnd
 from helpers.spectrograms import DB_MIN, DB_STEP, IMAGE
 
 OPSET = 18  # of 2022: onnxruntime reads it since 1.14
+RMS_FRAME, RMS_HOP = 512, 160  # samples, of audio.frame_rms
 SAME_PROBABILITY = 1e-4  # of the probe, between the file and the project
 PIXELS_OFF = 1e-3  # share of the probe's pixels that may be one level off; see MelImage
 TOLD = ("model", "corpus", "policy", "licence")  # of a card, in the file's metadata
@@ -73,7 +74,7 @@ def write_onnx(artifact: Artifact, path: Path) -> Path:
     for name, module in list(net.named_modules()):
         if type(module) in STAND_INS:
             net.set_submodule(name, STAND_INS[type(module)](module))
-    mel, probe = MelImage(**artifact.input.arguments), artifacts.probe_signal()
+    mel, probe = MelImage(**artifact.input.arguments, levelled=artifact.input.levelled), artifacts.probe_signal()
     image = mel(torch.tensor(probe)).numpy()
     off = np.abs(image.astype(int) - artifact.input(probe))
     if off.max() > 1 or off.mean() > PIXELS_OFF:
@@ -81,7 +82,7 @@ def write_onnx(artifact: Artifact, path: Path) -> Path:
                          f"{off.max()} levels: nothing was written. MelImage does not do what spectrograms.padded_image does")
     told = {name: artifact.card[name] for name in TOLD if name in artifact.card}
     return _write(_OnImages(mel, net), path, {"emotions": artifact.emotions} | told, probe,
-                  artifact.answer("inductive", image[None])[0])
+                  part.predictor(len(artifact.emotions))(image[None])[0])
 
 
 def write_onnx_of_samples(net: nn.Module, path: Path, metadata: dict) -> Path:
@@ -143,6 +144,8 @@ class MelImage(nn.Module):
     ----------
     n_frames, front_end, trim
         See ``spectrograms.padded_image``.
+    levelled
+        Whether the signal goes through ``audio.levelled`` first.
 
     Shapes
     ------
@@ -151,9 +154,9 @@ class MelImage(nn.Module):
         speech lies so near the edge of rounding that it is one level off; that moves a probability by up to some 1e-4
     """
 
-    def __init__(self, n_frames: int, front_end: FrontEnd = IMAGE, trim: bool = True):
+    def __init__(self, n_frames: int, front_end: FrontEnd = IMAGE, trim: bool = True, levelled: bool = False):
         super().__init__()
-        self.front_end, self.trim = front_end, trim
+        self.front_end, self.trim, self.levelled = front_end, trim, levelled
         starts, samples = np.arange(n_frames) * front_end.hop_length, np.arange(front_end.win_length)
         turns = samples[:, None] * np.arange(front_end.n_fft // 2 + 1) % front_end.n_fft / front_end.n_fft
         window = features._window(front_end.win_length)
@@ -161,10 +164,20 @@ class MelImage(nn.Module):
         bands = features._mel_filters(front_end, front_end.n_mels)[:, ::-1]  # row 0 is the highest band
         constants = {"starts": starts, "places": starts[:, None] + samples, "window": window, "waves": waves,
                      "bands": np.concatenate([bands, bands]).astype(float)}  # of the real and the imaginary parts
+        if levelled:  # noise lies where the network sees it; behind that, it could only move the end of the trimming
+            constants |= {"low_pass": audio.low_pass(), "noise": audio.noise_floor(int(starts[-1]) + 2 * audio.SAMPLING_RATE)}
         for name, values in constants.items():
             self.register_buffer(name, torch.tensor(values))
 
     def forward(self, signal: torch.Tensor) -> torch.Tensor:
+        if self.levelled:
+            signal = _trimmed(signal, audio.TRIM_DB)
+            loudest = (_powers(signal).max() / RMS_FRAME).sqrt().clamp(min=1e-5)
+            signal = signal.double() * (10 ** (audio.LEVEL_DBFS / 20) / loudest)
+            # in float32, since onnxruntime convolves nothing else
+            taps = self.low_pass[None, None].float()
+            low = nn.functional.conv1d(signal[None, None].float(), taps, padding=taps.shape[2] // 2)[0, 0].double()
+            signal = (low + torch.cat([self.noise, torch.zeros_like(low)])[: low.shape[0]]).float()
         if self.trim:
             signal = _trimmed(signal, self.front_end.trim_db)
         before = signal.new_zeros(self.front_end.win_length // 2)
@@ -227,13 +240,18 @@ class _Scaled(nn.Module):
 STAND_INS = {nets.MaskedNorm: _NormOfAll, nets.Scaler: _Scaled}  # compute the same, in a way that the exporter understands
 
 
-def _trimmed(signal: torch.Tensor, top_db: float, frame_length: int = 512, hop_length: int = 160) -> torch.Tensor:
-    """What ``audio.trim`` does; frames' powers as differences of one running sum, so that a long signal costs little memory."""
-    half = frame_length // 2
-    total = nn.functional.pad(signal.square().double(), (half + 1, half)).cumsum(0)
-    power = total[frame_length::hop_length] - total[:-frame_length:hop_length]
+def _powers(signal: torch.Tensor) -> torch.Tensor:
+    """Powers of the frames of ``audio.frame_rms``, as differences of one running sum: a long signal costs little memory."""
+    half = RMS_FRAME // 2
+    total = nn.functional.pad(signal.double().square(), (half + 1, half)).cumsum(0)
+    return total[RMS_FRAME::RMS_HOP] - total[:-RMS_FRAME:RMS_HOP]
+
+
+def _trimmed(signal: torch.Tensor, top_db: float) -> torch.Tensor:
+    """What ``audio.trim`` does."""
+    power = _powers(signal)
     heard = (power >= power.max() * 10 ** (-top_db / 10)).nonzero()[:, 0]  # all of them in a silent signal: 0 >= 0
-    return signal[heard[0] * hop_length: (heard[-1] + 1) * hop_length]
+    return signal[heard[0] * RMS_HOP: (heard[-1] + 1) * RMS_HOP]
 
 
 def _write(model: nn.Module, path: Path, metadata: dict, probe: np.ndarray, expected: np.ndarray) -> Path:

@@ -146,7 +146,7 @@ def test_networks_on_pictures_get_grad_cam_and_averages_the_curve(tmp_path, mode
     assert kind == "map" and start_s == pytest.approx(1.0, abs=0.05), "the silence that was cut off is counted"
     assert glow.shape == (64, pytest.approx(50, abs=3)) and glow.max() == 1
     average = artifacts.save_average(tmp_path / "average", {"pitch": model, "cnn": picture_model},
-                                     {"inductive": {"pitch": 0.7, "cnn": 0.3}}, ABOUT)
+                                     {"inductive": {"pitch": 0.7, "cnn": 0.3}}, {"inductive": 1.0}, ABOUT)
     assert "occlusion" in app.answer((RATE, voice(200, 0.5)), average).picture
     assert "no speaker-normalised one" in app.answer(clip, average, enrolment=(clip,), look=False).words
 

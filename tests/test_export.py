@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import asdict
 
 import numpy as np
 import onnx
@@ -10,15 +11,16 @@ import pytest
 import torch
 from conftest import RATE, harmonic_tone, noise
 
-from helpers import artifacts, audio, export, nets, paths, spectrograms, wav2vec2
+from helpers import artifacts, audio, export, nets, paths, wav2vec2
 from helpers.artifacts import Average, Input, NetworkPart
 
 EMOTIONS = ["neutral", "happy", "sad", "angry"]
 ABOUT = {"model": "test", "emotions": EMOTIONS, "policy": "four", "corpus": "toy", "licence": "MIT", "protocol": []}
 N_FRAMES = 96  # a little less than two seconds: some signals are cut, others padded
 ON_IMAGES = {"MelCNN": {}, "MelCNN on MFCC": {"channels": [4, 8], "n_mfcc": 16}, "MelResNet": {},
-             "MelResNet of 34": {"depth": 34}, "AlexNet1D": {"images": True, "width": 16},
-             "ResNet1D": {"images": True, "width": 16}, "Recurrent": {"images": True, "hidden": 16},
+             "MelCNN levelled": {"channels": [8, 8]}, "MelResNet of 34": {"depth": 34},
+             "AlexNet1D": {"images": True, "width": 16}, "ResNet1D": {"images": True, "width": 16},
+             "Recurrent": {"images": True, "hidden": 16},
              "Recurrent with attention": {"images": True, "hidden": 16, "cell": "GRU", "layers": 2, "pooling": "attention"},
              "Transformer": {"images": True, "width": 32}, "ConvLSTM": {"images": True, "width": 16}}
 
@@ -40,7 +42,8 @@ def signals() -> dict[str, np.ndarray]:
 
 
 def network(label: str, signals) -> artifacts.Artifact:
-    build, options, inputs = label.split()[0], ON_IMAGES[label], Input("image", {"n_frames": N_FRAMES})
+    build, options = label.split()[0], ON_IMAGES[label]
+    inputs = Input("image", {"n_frames": N_FRAMES}, levelled="levelled" in label)
     images = torch.tensor(np.stack([inputs(signal) for signal in signals.values()]))
     torch.manual_seed(1)
     net = getattr(nets, build)(4, tuple(images.shape[1:]), **options)
@@ -54,7 +57,7 @@ def network(label: str, signals) -> artifacts.Artifact:
         last.weight /= logits.std(0)[:, None]
         last.bias /= logits.std(0)
     part = NetworkPart(build, options, tuple(images.shape[1:]), {name: v.numpy() for name, v in net.state_dict().items()})
-    return artifacts.Artifact(ABOUT | {"input": {"kind": "image", "arguments": inputs.arguments}}, {"inductive": part}, {})
+    return artifacts.Artifact(ABOUT | {"input": asdict(inputs)}, {"inductive": part}, {})
 
 
 def run(path, signal: np.ndarray) -> np.ndarray:
@@ -71,7 +74,8 @@ def test_networks_on_images_answer_from_samples_on(tmp_path, signals, label):
     for (name, signal), row in zip(signals.items(), expected, strict=True):
         (found,) = session.run(["probabilities"], {"signal": signal})
         assert found.shape == (4,) and found.dtype == np.float32
-        same = np.array_equal(export.MelImage(N_FRAMES)(torch.tensor(signal)).numpy(), artifact.input(signal))
+        image = export.MelImage(N_FRAMES, levelled=artifact.input.levelled)(torch.tensor(signal)).numpy()
+        same = np.array_equal(image, artifact.input(signal))
         assert np.abs(found - row).max() < (1e-4 if same else 1e-3), name
         n_same += same
     assert n_same >= len(signals) - 2, "one level of one pixel may be off, now and then"
@@ -79,10 +83,11 @@ def test_networks_on_images_answer_from_samples_on(tmp_path, signals, label):
 
 
 def test_images_are_those_of_the_project(signals):
-    for options in ({}, {"trim": False}):
-        image = export.MelImage(N_FRAMES, **options)
+    for options in ({}, {"trim": False}, {"levelled": True}):
+        image, levelled = export.MelImage(N_FRAMES, **options), options.pop("levelled", False)
+        expect = Input("image", {"n_frames": N_FRAMES} | options, levelled)
         for name, signal in signals.items():
-            found, expected = image(torch.tensor(signal)).numpy(), spectrograms.padded_image(signal, N_FRAMES, **options)
+            found, expected = image(torch.tensor(signal)).numpy(), expect(signal)
             assert found.dtype == np.uint8 and found.shape == expected.shape
             assert (found != expected).sum() <= 1 and np.abs(found - expected.astype(int)).max() <= 1, name
 
