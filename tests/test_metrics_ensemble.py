@@ -281,6 +281,19 @@ def test_a_large_penalty_keeps_weights_equal(models):
     np.testing.assert_allclose(weights, 1 / 3, atol=1e-3)
 
 
+def test_who_weighs_little_is_left_out_and_the_rest_fitted_again(models):
+    _, weights = ensemble.weighted_average(models)
+    share = weights.div(weights.sum(axis=1), axis=0)
+    least = float((share["noise"].max() + share[["good", "fair"]].min(axis=None)) / 2)
+    table, lean = ensemble.weighted_average(models, least=least)
+    pair, fitted = ensemble.weighted_average({name: models[name] for name in ("good", "fair")})
+    assert (lean["noise"] == 0).all()
+    np.testing.assert_allclose(lean[["good", "fair"]], fitted, rtol=1e-6)
+    pd.testing.assert_frame_equal(table, pair)
+    _, all_of_them = ensemble.weighted_average(models, least=1.1)
+    pd.testing.assert_frame_equal(all_of_them, weights)
+
+
 def test_weights_of_a_fold_see_that_fold_alone(models):
     _, weights = ensemble.weighted_average(models)
     _, alone = ensemble.weighted_average({name: t[t["fold"] == 2] for name, t in models.items()})

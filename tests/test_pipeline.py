@@ -343,6 +343,24 @@ def test_published_files_and_readme(publishable):
     assert "[01 · On first](notebooks/01_first.ipynb)" in readme and readme.endswith("<!-- cost:end -->\nc")
 
 
+def test_small_model_is_published_in_place_of_the_one_before(publishable):
+    source, target = publishable.policy_work / "models/average_small", publishable.project / "data/models/four"
+    (source / "member").mkdir(parents=True)
+    (source / "card.json").write_text("{}")
+    (source / "member/inductive.safetensors").write_bytes(b"weights")
+    target.mkdir(parents=True)
+    (target / "of_an_older_run.skops").write_bytes(b"x")
+    run_and_publish(publishable)
+    assert sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()) == [
+        "card.json", "member/inductive.safetensors"]
+    (source / "member/inductive.safetensors").write_bytes(bytes(6_000_000))
+    before = (publishable.project / "README.md").read_text()
+    with pytest.raises(notebooks.Refused, match=r"6\.0 MB, at most 5"):
+        run_and_publish(publishable)
+    assert (target / "member/inductive.safetensors").read_bytes() == b"weights"
+    assert (publishable.project / "README.md").read_text() == before
+
+
 def test_publishing_refuses_other_values_than_the_defaults(publishable):
     (publishable.project / "helpers/profiles/full.yaml").write_text("'01': {EPOCHS: 1}")
     before = (publishable.project / "notebooks/01_first.ipynb").read_text()
