@@ -1,35 +1,36 @@
 """Trained models as folders that can be handed on: weights without pickles, and a card that says what they are.
 
-An artefact is a folder with ``card.json`` and a few files that the card names, with their hashes: networks as safetensors,
-scikit-learn pipelines as skops, what is known of the usual speaker as safetensors. Loading executes nothing of what is in it: a
+An artefact is a folder with ``card.json`` and a few files that the card names, with their hashes: networks, linear
+models and trees as arrays (safetensors), other scikit-learn pipelines as skops. Loading executes nothing of what is in it: a
 file that the card does not name, that has another hash, lies elsewhere or holds objects of types that are not vetted is
 refused, with the reason. At the end every artefact is asked the same question as when it was saved (a *probe*: a fixed
 synthetic signal), and has to give the same probabilities; so a model of years ago either works as it did, or says what changed.
 """
 
-import copy
 import functools
 import hashlib
 import importlib.metadata
 import json
 import platform
 import shutil
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from safetensors.numpy import load as read_tensors
 from safetensors.numpy import save as tensor_bytes
-from sklearn.base import BaseEstimator
-from sklearn.pipeline import Pipeline
+from scipy.special import softmax
 
 from helpers import audio, features, nets, spectrograms
 from helpers.cache import write_atomically
 from helpers.corpora import emotion_order
 from helpers.ensemble import pool
-from helpers.tables import note_output
-from helpers.trees import ARRAYS, Trees, from_estimator
+from helpers.trees import ARRAYS, Trees
+
+if TYPE_CHECKING:  # who only predicts need not wait for scikit-learn, unless the model is of it
+    from sklearn.base import BaseEstimator
 
 FORMAT = 1
 SUFFIXES = (".safetensors", ".skops")
@@ -166,7 +167,7 @@ class NetworkPart:
 class ClassicalPart:
     """A fitted scikit-learn pipeline whose classes are numbers of emotions."""
 
-    estimator: BaseEstimator
+    estimator: "BaseEstimator"
 
     def files(self, stem: str) -> dict[str, bytes]:
         import skops.io
@@ -223,21 +224,48 @@ class TreesPart:
         return self.trees.predict
 
 
-def part_of(estimator: BaseEstimator) -> ClassicalPart | TreesPart:
-    """Return how a fitted model of ``helpers.estimators`` is saved: trees as arrays, everything else as skops."""
-    last = estimator.steps[-1][1] if isinstance(estimator, Pipeline) else estimator
-    if hasattr(last, "_optimizer"):
-        last = copy.copy(last)  # of the MLP: of no use once it is fitted, and of a type that nobody vetted
-        del last._optimizer
-        estimator = Pipeline([*estimator.steps[:-1], (estimator.steps[-1][0], last)])
-    try:
-        return TreesPart(from_estimator(estimator))
-    except ValueError:
-        return ClassicalPart(estimator)
+@dataclass(frozen=True)
+class LinearPart:
+    """A linear classifier behind a scaler, as arrays: a few lines of NumPy answer, whatever becomes of the library.
+
+    Attributes
+    ----------
+    mean, scale : np.ndarray [shape=(n_columns,)]
+    weights : np.ndarray [shape=(n_classes, n_columns)]
+    bias : np.ndarray [shape=(n_classes,)]
+        Of classes that training had no example of: -inf.
+    """
+
+    mean: np.ndarray
+    scale: np.ndarray
+    weights: np.ndarray
+    bias: np.ndarray
+
+    def files(self, stem: str) -> dict[str, bytes]:
+        return {f"{stem}.safetensors": tensor_bytes({f.name: np.array(getattr(self, f.name), order="C") for f in fields(self)})}
+
+    def described(self) -> dict:
+        return {"kind": "linear"}
+
+    @classmethod
+    def read(cls, about: dict, files: dict[str, bytes], n_classes: int) -> "LinearPart":
+        (content,) = files.values()
+        part = cls(**read_tensors(content))
+        n = part.mean.size
+        if not (part.mean.shape == part.scale.shape == (n,) and part.weights.shape == (n_classes, n)
+                and part.bias.shape == (n_classes,) and (part.scale > 0).all() and np.isfinite(part.bias).any()):
+            raise Refused(f"its arrays are no linear classifier of {n_classes} emotions: mean {part.mean.shape}, scale "
+                          f"{part.scale.shape}, weights {part.weights.shape}, bias {part.bias.shape}")
+        return part
+
+    def predictor(self, n_classes: int):
+        weights = self.weights.astype(np.float64) / self.scale
+        bias = self.bias - weights @ self.mean
+        return lambda inputs: softmax(inputs.astype(np.float64) @ weights.T + bias, axis=1)
 
 
-PartOfArtifact = NetworkPart | ClassicalPart | TreesPart
-PARTS = {"network": NetworkPart, "classical": ClassicalPart, "trees": TreesPart}
+PartOfArtifact = NetworkPart | ClassicalPart | TreesPart | LinearPart
+PARTS = {"network": NetworkPart, "classical": ClassicalPart, "trees": TreesPart, "linear": LinearPart}
 
 
 def answering(variants: list[str], enrolment: list | None) -> str:
@@ -492,6 +520,8 @@ def load(folder: Path) -> Artifact | Average:
 
 def made_of(folder: Path, recipe: str) -> Artifact | Average | None:
     """Return the model in a folder if it is whole and was made of this recipe (its card's), and note its files as outputs."""
+    from helpers.tables import note_output  # late: who only predicts does not need tables
+
     try:
         model = load(folder)
     except (FileNotFoundError, Refused):

@@ -11,9 +11,6 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import logsumexp, softmax
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from helpers.metrics import majority, probabilities, truth_column, uar, weighted_f1
 
@@ -105,6 +102,10 @@ def stacked(models: dict[str, pd.DataFrame], c: float = 0.01) -> pd.DataFrame:
     c
         Inverse strength of the penalty; the valid rows are few and the members many, so it is strong.
     """
+    from sklearn.linear_model import LogisticRegression  # late: a saved average, which multiplies here, does without
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     parts = []
     for _, _, base, stack, _ in _by_fold(models):
         inputs = np.log(np.concatenate(stack, axis=1) + 1e-4)

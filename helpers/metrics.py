@@ -25,7 +25,6 @@ import numpy as np
 import pandas as pd
 
 from helpers import corpora
-from helpers.tables import read_table
 
 N_BOOTSTRAP = 2000
 MIN_CLIPS = 10  # of an emotion; one clip more or less would move its recall by ten points
@@ -261,6 +260,8 @@ def majority(folds: pd.DataFrame) -> pd.DataFrame:
 
 def read_predictions(folder: Path) -> dict[str, pd.DataFrame]:
     """Read the predictions tables of a folder, or of ``predictions`` in it: name → table, in alphabetical order."""
+    from helpers.tables import read_table  # late: a saved average, which comes by here, does not need tables
+
     files = sorted(folder.glob("*.parquet")) or sorted((folder / "predictions").glob("*.parquet"))
     return {file.stem: read_table(file, "predictions") for file in files}
 
@@ -307,12 +308,14 @@ def comparisons_table(models: dict[str, pd.DataFrame], compared: dict[str, pd.Da
 
 def main() -> None:
     """Print the results of folders of predictions (with the ``folds.csv`` beside them); without any, of all published ones."""
+    from helpers import tables  # late, as above
+
     published = sorted(path.parent for path in Path("data/results").glob("*/*/folds.csv"))
     for folder in [Path(name) for name in sys.argv[1:]] or published:
         models = read_predictions(folder)
         if not models:
             sys.exit(f"{folder}: found no predictions (*.parquet). Published ones lie in data/results/<corpus>/<policy>.")
-        folds = read_table(folder / "folds.csv", "folds")
+        folds = tables.read_table(folder / "folds.csv", "folds")
         table = results_table(models, folds, f"{folder.parent.name} {folder.name}")
         n_folds = folds["fold"].nunique()
         print(f"{folder}: {folds['utterance_id'].nunique()} utterances, {folds['speaker'].nunique()} speakers, "

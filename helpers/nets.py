@@ -3,13 +3,28 @@
 Networks on images are made of ``embed``, which turns an image into a row of numbers, and ``head``, which makes logits of it.
 """
 
+import importlib.util
 import itertools
+import sys
+from types import ModuleType
 
 import numpy as np
 import scipy.fft
 import torch
-import torchvision
 from torch import nn
+
+
+def _lazily(name: str) -> ModuleType:
+    """Import a module when it is first used: torchvision takes seconds, and most networks do without it."""
+    if name not in sys.modules:
+        spec = importlib.util.find_spec(name)
+        spec.loader = importlib.util.LazyLoader(spec.loader)
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+torchvision = _lazily("torchvision")
 
 
 class MelCNN(nn.Module):

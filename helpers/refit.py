@@ -3,15 +3,19 @@
 Apart from ``artifacts``, so that whoever only predicts does not wait for the training loop to be imported.
 """
 
+import copy
 from dataclasses import asdict, fields, replace
 
 import numpy as np
 import pandas as pd
-from sklearn.base import clone
+from sklearn.base import BaseEstimator, clone
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 from helpers import artifacts, audio, corpora, metrics, paths, protocol, tables
-from helpers.artifacts import Input, NetworkPart, PartOfArtifact, part_of
+from helpers.artifacts import ClassicalPart, Input, LinearPart, NetworkPart, PartOfArtifact, TreesPart
 from helpers.audit import read_records
 from helpers.cache import code, code_with_parts, fetch, recipe_hash
 from helpers.corpora import emotion_order
@@ -21,6 +25,7 @@ from helpers.experiment import Part
 from helpers.features import normalise_by_speaker
 from helpers.parallel import over_clips
 from helpers.training import Network, Trainer
+from helpers.trees import from_estimator
 
 
 def hand_on(stem: str, model: Classical | Network, arrays: dict[str, np.ndarray], utterance_ids: pd.Series, folds: pd.DataFrame,
@@ -169,7 +174,7 @@ def refit(model: Classical | Network, record: dict, everything: Part, n_classes:
     if isinstance(model, Classical):
         names = {name.split("__")[-1]: name for name in model.grid}
         estimator = clone(model.estimator).set_params(**{names[name]: value for name, value in setting.items()})
-        return part_of(fit_seeded(estimator, everything, seed))
+        return part_of(fit_seeded(estimator, everything, seed), n_classes)
     own = {name: value for name, value in setting.items() if name in {f.name for f in fields(model)}}
     options = model.options | {name: value for name, value in setting.items() if name not in own}
     network = replace(model, **own, options=options, trials=0, search={})
@@ -187,6 +192,35 @@ def refit(model: Classical | Network, record: dict, everything: Part, n_classes:
     weights = {name: value.cpu().numpy() for name, value in trainer.bare_net().state_dict().items()}
     options = {name: value for name, value in network.options.items() if name != "pretrained"}  # the weights are here now
     return NetworkPart(network.build.__name__, options, everything.inputs.shape[1:], weights)
+
+
+def part_of(estimator: BaseEstimator, n_classes: int) -> PartOfArtifact:
+    """Return how a fitted model of ``helpers.estimators`` is saved: linear ones and trees as arrays, everything else as skops.
+
+    Parameters
+    ----------
+    estimator
+        Its classes are numbers of emotions.
+    n_classes
+        Number of emotions.
+    """
+    steps = [step for _, step in estimator.steps] if isinstance(estimator, Pipeline) else [estimator]
+    *before, last = steps
+    if isinstance(last, LogisticRegression) and len(last.classes_) > 2 and [type(step) for step in before] in (
+            [], [StandardScaler]):
+        weights, bias = np.zeros((n_classes, last.coef_.shape[1])), np.full(n_classes, -np.inf)
+        weights[last.classes_], bias[last.classes_] = last.coef_, last.intercept_
+        n = weights.shape[1]
+        mean, scale = (before[0].mean_, before[0].scale_) if before else (np.zeros(n), np.ones(n))
+        return LinearPart(mean, scale, weights, bias)
+    if hasattr(last, "_optimizer"):
+        last = copy.copy(last)  # of the MLP: of no use once it is fitted, and of a type that nobody vetted
+        del last._optimizer
+        estimator = Pipeline([*estimator.steps[:-1], (estimator.steps[-1][0], last)])
+    try:
+        return TreesPart(from_estimator(estimator))
+    except ValueError:
+        return ClassicalPart(estimator)
 
 
 def usual_traits(utterances: pd.DataFrame, utterance_ids: pd.Series) -> dict[str, list[float]]:

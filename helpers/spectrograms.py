@@ -19,7 +19,6 @@ from helpers import audio, features
 from helpers.cache import recipe_hash, write_atomically
 from helpers.features import FrontEnd, mel_spectrogram
 from helpers.parallel import over_clips
-from helpers.tables import note_output
 
 # 64 bands, a 40 ms frame every 20 ms: what a small network for speech needs, and no more. No zero-padding: bins of 25 Hz
 # are finer than the window resolves
@@ -70,6 +69,8 @@ def write_images(utterances: pd.DataFrame, folder: Path, front_end: FrontEnd = I
     pd.DataFrame
         ``utterance_id``, ``image`` (path relative to `folder`) and ``n_frames``.
     """
+    from helpers.tables import note_output  # late: who only reads a signal does not need tables
+
     recipe = recipe_hash(asdict(front_end), DB_MIN, DB_MAX, mel_image, features, audio)
     names = [f"{u.emotion_native}/{u.utterance_id.split('/', 1)[1]}.png" for u in utterances.itertuples()]
     jobs = ((u.path, u.start_s, u.end_s, Path(folder) / name, recipe_hash(u.audio_hash, recipe), front_end)

@@ -8,12 +8,13 @@ faster than the libraries, which start threads first.
 
 import json
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.special import softmax
-from sklearn.base import BaseEstimator
-from sklearn.ensemble import ExtraTreesClassifier, HistGradientBoostingClassifier, RandomForestClassifier
-from sklearn.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from sklearn.base import BaseEstimator
 
 ARRAYS = ("feature", "threshold", "left", "right", "value", "roots", "base", "columns")
 
@@ -78,7 +79,7 @@ class Trees:
         return self.value[at].mean(axis=1)
 
 
-def from_estimator(model: BaseEstimator) -> Trees:
+def from_estimator(model: "BaseEstimator") -> Trees:
     """Take the trees out of a fitted classifier, or out of a pipeline that selects columns first.
 
     Raises
@@ -86,7 +87,7 @@ def from_estimator(model: BaseEstimator) -> Trees:
     ValueError
         If it is no ensemble of trees, or its pipeline does something else than select columns.
     """
-    steps = [step for _, step in model.steps] if isinstance(model, Pipeline) else [model]
+    steps = [step for _, step in model.steps] if hasattr(model, "steps") else [model]
     *selectors, classifier = steps
     if not all(hasattr(step, "get_support") for step in selectors):
         raise ValueError(f"{[type(step).__name__ for step in selectors]} does more than select columns")
@@ -94,9 +95,9 @@ def from_estimator(model: BaseEstimator) -> Trees:
     for step in selectors:
         columns = columns[step.get_support()]
     kind = type(classifier).__name__
-    if isinstance(classifier, (RandomForestClassifier, ExtraTreesClassifier)):
+    if kind in ("RandomForestClassifier", "ExtraTreesClassifier"):
         parts, base, boosted = [_of_sklearn(tree.tree_) for tree in classifier.estimators_], None, False
-    elif isinstance(classifier, HistGradientBoostingClassifier):
+    elif kind == "HistGradientBoostingClassifier":
         n = len(classifier.classes_)
         parts = [_of_histogram(tree.nodes, k, n) for trees in classifier._predictors for k, tree in enumerate(trees)]
         base, boosted = classifier._baseline_prediction.ravel(), True

@@ -12,7 +12,7 @@ import torch
 from conftest import RATE, harmonic_tone, noise
 from sklearn.preprocessing import FunctionTransformer
 
-from helpers import artifacts, audio, estimators, features, nets, spectrograms
+from helpers import artifacts, audio, estimators, features, nets, refit, spectrograms
 from helpers.artifacts import Input, NetworkPart, Refused
 from helpers.experiment import Part
 
@@ -78,7 +78,7 @@ def test_pipelines_answer_as_they_did_in_memory_in_both_variants(tmp_path, speec
     fit = [estimators._fit(estimators.clone(model), Part(array, classes, speakers), 0)
            for array in (values, features.normalise_by_speaker(values, speakers))]
     usual = {"mean": values.mean(axis=0).astype(float), "std": values.std(axis=0).astype(float)}
-    parts = {"inductive": artifacts.part_of(fit[0]), "speaker-normalised": artifacts.part_of(fit[1])}
+    parts = {"inductive": refit.part_of(fit[0], 4), "speaker-normalised": refit.part_of(fit[1], 4)}
     some = Input("functionals", {"columns": columns})
     loaded = artifacts.load(artifacts.save(tmp_path / "model", parts, some, ABOUT, usual))
     inputs = np.stack([some(signal) for signal in speech])

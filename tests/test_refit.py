@@ -31,9 +31,21 @@ def test_classical_model_is_refitted_with_what_most_folds_chose(corpus):
     _, record = cross_validate(model, everything.inputs, ids, folds)
     chosen = [fold["notes"]["setting"]["C"] for fold in record["folds"].values()]
     part = refit.refit(model, record, everything, 4)
-    assert max(chosen, key=chosen.count) == part.estimator.C
-    expected = LogisticRegression(C=part.estimator.C, max_iter=500, random_state=0).fit(everything.inputs, everything.classes)
-    assert np.allclose(part.predictor(4)(everything.inputs), expected.predict_proba(everything.inputs))
+    most = max(chosen, key=chosen.count)
+    expected = LogisticRegression(C=most, max_iter=500, random_state=0).fit(everything.inputs, everything.classes)
+    assert np.allclose(part.predictor(4)(everything.inputs), expected.predict_proba(everything.inputs), atol=1e-6)
+
+
+def test_linear_model_knows_classes_without_examples(corpus):
+    *_, everything = corpus
+    some = Part(*(getattr(everything, name)[everything.classes != 1] for name in ("inputs", "classes", "speakers")))
+    model = make_pipeline(StandardScaler(), LogisticRegression()).fit(some.inputs, some.classes)
+    part = refit.part_of(model, 4)
+    found = part.predictor(4)(everything.inputs)
+    assert isinstance(part, artifacts.LinearPart) and (found[:, 1] == 0).all()
+    assert np.allclose(found[:, [0, 2, 3]], model.predict_proba(everything.inputs), atol=1e-6)
+    two = LogisticRegression().fit(everything.inputs, everything.classes % 2)
+    assert isinstance(refit.part_of(two, 2), artifacts.ClassicalPart), "of two classes, one has no weights of its own"
 
 
 def test_network_is_refitted_for_the_median_of_the_folds_epochs(corpus, monkeypatch):
