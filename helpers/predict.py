@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -147,9 +148,13 @@ def timeline(recording: str | Path | np.ndarray, model: str | Path | Artifact | 
     heard = (spoken[ends] - spoken[begins]) / audio.SAMPLING_RATE
     kept = np.flatnonzero((heard >= 2 * audio.MIN_DURATION_S) & (ends - begins >= min(length, len(signal)) // 2))
     known = Clips([read_signal(clip, sampling_rate) for clip in enrolment]) if enrolment else None
-    values = np.concatenate([model.probabilities([signal[begins[i]: ends[i]] for i in some], known)
-                             for some in np.array_split(kept, -(-len(kept) // 64))] if len(kept) else
-                            [np.empty((0, len(model.emotions)))])
+
+    def answered(some: np.ndarray) -> np.ndarray:
+        return model.probabilities([signal[begins[i]: ends[i]] for i in some], known)
+
+    chunks = np.array_split(kept, -(-len(kept) // 16)) if len(kept) else []
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # most of the time goes into NumPy and torch, which let others run
+        values = [row for rows in threads.map(answered, chunks) for row in rows]
     values = np.array([_masked(row, model.emotions, only) for row in values]).reshape(-1, len(model.emotions))
     table = pd.DataFrame({"start_s": begins[kept] / audio.SAMPLING_RATE, "end_s": ends[kept] / audio.SAMPLING_RATE,
                           "speech": heard[kept] * audio.SAMPLING_RATE / np.maximum(ends - begins, 1)[kept],
