@@ -91,7 +91,7 @@ def predict(recording: str | Path | np.ndarray, model: str | Path | Artifact | A
         Of samples that are given as an array, in Hz.
     enrolment
         Other recordings of the same speaker, as many and as mixed as there are: the speaker-normalised variant answers then.
-        A few of one emotion alone do harm (notebook 19).
+        Clips of one emotion alone may do harm (notebook 19).
     only
         Emotions to choose among; the others' probabilities are set to 0, and what is left adds up to 1.
     unsure_below
@@ -281,8 +281,9 @@ def _in_words(answer: dict) -> str:
         shares = list(answer["verdict"].items())[:3]
         whole = ", ".join(f"{name} {share:.0%}" for name, share in shares) or "nobody speaks"
         return "\n".join([f"{answer['file']}: {whole}", *lines])
-    others = ", ".join(f"{emotion} {p:.0%}" for emotion, p in answer["top"][1:])
-    return "\n".join([f"{answer['file']}: {answer['emotion']} {answer['probability']:.0%}  ({others})",
+    first, *others = [f"{emotion} {p:.0%}" for emotion, p in answer["top"]]
+    said = [UNSURE, ", ".join([first, *others])] if answer["emotion"] == UNSURE else [first, ", ".join(others)]
+    return "\n".join(["{}: {}  ({})".format(answer["file"], *said),
                       *(f"  unlike the training recordings: {warning}" for warning in answer["warnings"])])
 
 
