@@ -206,6 +206,15 @@ def test_command_answers_files_and_folders(tmp_path, model, clip):
     assert command(clip, "--model", model, "--only", "bored").returncode == 2
 
 
+def test_answers_in_words_name_the_three_most_probable_emotions():
+    answer = {"file": "a.wav", "emotion": "sad", "probability": 0.6, "top": [("sad", 0.6), ("happy", 0.3), ("angry", 0.1)],
+              "warnings": ["7.0 s long; training clips have 1.0 to 4.0"]}
+    assert predict._in_words(answer).splitlines() == [
+        "a.wav: sad 60%  (happy 30%, angry 10%)",
+        "  unlike the training recordings: 7.0 s long; training clips have 1.0 to 4.0"]
+    assert predict._in_words(answer | {"emotion": "unsure"}).startswith("a.wav: unsure  (sad 60%, happy 30%, angry 10%)")
+
+
 def test_network_models_are_answered_too(tmp_path, clip):
     inputs = Input("image", {"n_frames": 128})
     torch.manual_seed(0)
