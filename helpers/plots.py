@@ -185,7 +185,7 @@ def timeline(windows: pd.DataFrame, axis: plt.Axes) -> None:
     """
     emotions = emotion_order(name[2:] for name in windows if name.startswith("p_"))
     middle = ((windows["start_s"] + windows["end_s"]) / 2).to_numpy()
-    hop = np.diff(middle).min() if len(middle) > 1 else float(windows["end_s"].iloc[0] - windows["start_s"].iloc[0])
+    hop = float(np.median(np.diff(middle))) if len(middle) > 1 else float(windows["end_s"].iloc[0] - windows["start_s"].iloc[0])
     until = np.minimum(middle + hop / 2, np.append(middle[1:] - hop / 2, np.inf))  # the last window may lie nearer
     edges = np.stack([middle - hop / 2, until], axis=1).clip(0)
     apart = np.append(np.diff(middle) > 1.5 * hop, True)
