@@ -597,8 +597,7 @@ def _timeline_picture(signal: np.ndarray, windows: pd.DataFrame) -> str:
     plots.waveform(signal, axes[0], audio.SAMPLING_RATE)
     axes[0].set_title("The signal")
     plots.timeline(windows, axes[1])
-    axes[1].set(title="How probable each emotion is", xlim=(0, len(signal) / audio.SAMPLING_RATE), ylim=(0, 1),
-                xlabel="minutes:seconds")
+    axes[1].set(title="How probable each emotion is", xlim=(0, len(signal) / audio.SAMPLING_RATE), xlabel="minutes:seconds")
     axes[1].xaxis.set_major_formatter(FuncFormatter(_clock))
     figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return _image(figure, "Probability of each emotion over time")

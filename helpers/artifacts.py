@@ -13,14 +13,14 @@ import importlib.metadata
 import json
 import platform
 import shutil
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from safetensors.numpy import load as read_tensors
-from safetensors.numpy import save as tensor_bytes
+from safetensors.numpy import save as save_tensors
 from scipy.special import softmax
 
 from helpers import audio, features, nets, spectrograms
@@ -133,8 +133,7 @@ class NetworkPart:
     weights: dict[str, np.ndarray]
 
     def files(self, stem: str) -> dict[str, bytes]:
-        arrays = {name: np.array(value, order="C") for name, value in self.weights.items()}
-        return {f"{stem}.safetensors": tensor_bytes(arrays)}
+        return {f"{stem}.safetensors": _tensor_bytes(self.weights)}
 
     def described(self) -> dict:
         return {"kind": "network", "build": self.build, "options": self.options, "shape": list(self.shape)}
@@ -207,7 +206,7 @@ class TreesPart:
     trees: Trees
 
     def files(self, stem: str) -> dict[str, bytes]:
-        return {f"{stem}.safetensors": tensor_bytes({name: np.array(getattr(self.trees, name), order="C") for name in ARRAYS})}
+        return {f"{stem}.safetensors": _tensor_bytes({name: getattr(self.trees, name) for name in ARRAYS})}
 
     def described(self) -> dict:
         return {"kind": "trees", "boosted": self.trees.boosted, "strict": self.trees.strict}
@@ -242,7 +241,7 @@ class LinearPart:
     bias: np.ndarray
 
     def files(self, stem: str) -> dict[str, bytes]:
-        return {f"{stem}.safetensors": tensor_bytes({f.name: np.array(getattr(self, f.name), order="C") for f in fields(self)})}
+        return {f"{stem}.safetensors": _tensor_bytes(vars(self))}
 
     def described(self) -> dict:
         return {"kind": "linear"}
@@ -404,7 +403,7 @@ def save(folder: Path, parts: dict[str, PartOfArtifact], inputs: Input, about: d
         contents |= files
         described[variant] = part.described() | {"files": list(files)}
     if usual:
-        contents["usual.safetensors"] = tensor_bytes({name: np.array(value, order="C") for name, value in usual.items()})
+        contents["usual.safetensors"] = _tensor_bytes(usual)
     card = about | {
         "format": FORMAT, "sampling_rate": audio.SAMPLING_RATE, "space": space, "farthest": farthest,
         "input": asdict(inputs),
@@ -547,6 +546,10 @@ def probe_signal() -> np.ndarray:
     breath = np.modf(np.abs(np.sin(np.arange(len(time)) * 12.9898) * 43758.5453))[0] - 0.5  # noise without a generator
     loudness = np.clip(np.sin(2 * np.pi * 1.5 * time) + 0.4, 0, None)
     return (0.1 * voice * loudness + 0.003 * breath).astype(np.float32)
+
+
+def _tensor_bytes(arrays: dict[str, np.ndarray]) -> bytes:
+    return save_tensors({name: np.array(value, order="C") for name, value in arrays.items()})
 
 
 def _write(folder: Path, contents: dict[str, bytes]) -> Path:

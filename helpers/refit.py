@@ -4,6 +4,7 @@ Apart from ``artifacts``, so that whoever only predicts does not wait for the tr
 """
 
 import copy
+from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 
 import numpy as np
@@ -112,7 +113,7 @@ def read_clips(utterances: pd.DataFrame, inputs: Input, n_jobs: int = -1) -> np.
     """
     def compute() -> dict[str, np.ndarray]:
         jobs = ((u.path, u.start_s, u.end_s, inputs) for u in utterances.itertuples())
-        return {"inputs": np.stack(list(over_clips(_read, jobs, n_jobs, inputs.kind)))}
+        return {"inputs": np.stack(list(over_clips(_described, jobs, n_jobs, inputs.kind)))}
 
     recipe = recipe_hash(utterances["audio_hash"].tolist(), asdict(inputs), code_with_parts(Input.__call__))
     return fetch("inputs", recipe, compute)["inputs"]
@@ -236,20 +237,16 @@ def usual_traits(utterances: pd.DataFrame, utterance_ids: pd.Series) -> dict[str
     rows = utterances.set_index("utterance_id").loc[utterance_ids]
 
     def compute() -> dict[str, np.ndarray]:
-        arguments = rows[["path", "start_s", "end_s"]].itertuples(index=False, name=None)
-        table = pd.DataFrame(over_clips(_traits, arguments, progress="recordings"))
+        jobs = ((u.path, u.start_s, u.end_s, audio.traits) for u in rows.itertuples())
+        table = pd.DataFrame(over_clips(_described, jobs, progress="recordings"))
         return {name: np.percentile(values, [1, 99]) for name, values in table.items()}
 
     stored = fetch("traits", recipe_hash(rows["audio_hash"].tolist(), code_with_parts(audio.traits)), compute)
     return {name: bounds.tolist() for name, bounds in stored.items()}
 
 
-def _read(path: str, start_s: float, end_s: float, inputs: Input) -> np.ndarray:
-    return inputs(audio.load(path, start_s, end_s))
-
-
-def _traits(path: str, start_s: float, end_s: float) -> dict[str, float]:
-    return audio.traits(audio.load(path, start_s, end_s))
+def _described(path: str, start_s: float, end_s: float, describe: Callable) -> np.ndarray | dict[str, float]:
+    return describe(audio.load(path, start_s, end_s))
 
 
 def _frozen(settings: list[dict]) -> dict:
