@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import gradio as gr
-import librosa
 import numpy as np
 import pandas as pd
 import soundfile
@@ -28,7 +27,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from helpers import audio, corpora, explain, metrics, paths, plots, predict, protocol, spectrograms
+from helpers import audio, corpora, explain, features, metrics, paths, plots, predict, protocol, spectrograms
 from helpers.artifacts import Artifact, Average, NetworkPart
 from helpers.tables import read_table
 
@@ -614,7 +613,7 @@ def _draw_mel(axis: Axes, signal: np.ndarray, palette: str = "magma") -> None:
     image = spectrograms.mel_image(signal, trim=False)
     axis.imshow(image, cmap=palette, aspect="auto", vmin=0, vmax=255, interpolation="nearest",
                 extent=(0, len(signal) / audio.SAMPLING_RATE, 0, len(image)))
-    centres = librosa.mel_frequencies(len(image) + 2, fmin=0, fmax=audio.SAMPLING_RATE / 2)[1:-1]
+    centres = features.mel_frequencies(len(image))[1:-1]
     axis.set_yticks(np.interp([500, 1000, 2000, 4000], centres, np.arange(len(image)) + 0.5), ["0.5", "1", "2", "4"])
     axis.set(title="Mel picture", ylabel="kHz")
     axis.grid(visible=False)

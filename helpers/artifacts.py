@@ -13,7 +13,8 @@ import importlib.metadata
 import json
 import platform
 import shutil
-from dataclasses import asdict, dataclass, field, replace
+import weakref
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,12 +22,12 @@ import numpy as np
 import torch
 from safetensors.numpy import load as read_tensors
 from safetensors.numpy import save as save_tensors
-from scipy.special import softmax
 
 from helpers import audio, features, nets, spectrograms
 from helpers.cache import write_atomically
 from helpers.corpora import emotion_order
-from helpers.ensemble import pool
+from helpers.ensemble import pool, softmax
+from helpers.parallel import side_by_side
 from helpers.trees import ARRAYS, Trees
 
 if TYPE_CHECKING:  # who only predicts need not wait for scikit-learn, unless the model is of it
@@ -73,7 +74,10 @@ class Input:
                           f"segments or image, of at most {LONGEST_INPUT} steps")
 
     def __call__(self, signal: np.ndarray) -> np.ndarray:
-        signal = audio.levelled(signal) if self.levelled else signal
+        return self.represent(audio.levelled(signal) if self.levelled else signal)
+
+    def represent(self, signal: np.ndarray) -> np.ndarray:
+        """Turn a signal that is levelled, if it has to be, into the input."""
         if self.kind == "functionals":
             row = features.functionals(signal)
             return np.array([row[name] for name in self.arguments.get("columns", row)], np.float32)
@@ -92,19 +96,27 @@ class Clips:
 
     def __init__(self, signals: list[np.ndarray]):
         self.signals, self._made = signals, {}
+        self.embedded = weakref.WeakKeyDictionary()  # network → what it made of them before its head
 
     @functools.cached_property
-    def levelled(self) -> "Clips":
-        """The same clips, as ``audio.levelled`` makes them."""
-        return Clips([audio.levelled(signal) for signal in self.signals])
+    def levelled(self) -> list[np.ndarray]:
+        """The signals as ``audio.levelled`` makes them."""
+        return side_by_side(audio.levelled, self.signals)
+
+    def prepare(self, wanted: list[Input]) -> None:
+        """Make all that several models read, on all cores."""
+        missing = {key: inputs for inputs in wanted if (key := json.dumps(asdict(inputs))) not in self._made}
+        signals = {key: self.levelled if inputs.levelled else self.signals for key, inputs in missing.items()}
+        rows = iter(side_by_side(lambda job: job[0].represent(job[1]),
+                                 [(inputs, signal) for key, inputs in missing.items() for signal in signals[key]]))
+        for key in missing:
+            self._made[key] = np.stack([next(rows) for _ in self.signals])
 
     def read(self, inputs: Input) -> np.ndarray:
         """Return what a model reads of the signals, shape ``(n_signals, ...)``."""
-        if inputs.levelled:
-            return self.levelled.read(replace(inputs, levelled=False))
         key = json.dumps(asdict(inputs))
         if key not in self._made:
-            self._made[key] = np.stack([inputs(signal) for signal in self.signals])
+            self.prepare([inputs])
         return self._made[key]
 
 
@@ -121,6 +133,10 @@ class RunningNetwork:
     @torch.inference_mode()
     def embed(self, inputs: np.ndarray) -> np.ndarray:
         return self.net.embed(torch.tensor(inputs)).numpy()
+
+    @torch.inference_mode()
+    def decide(self, embedded: np.ndarray) -> np.ndarray:
+        return self.net.head(torch.tensor(embedded)).softmax(1).double().numpy()
 
 
 @dataclass(frozen=True)
@@ -260,7 +276,7 @@ class LinearPart:
     def predictor(self, n_classes: int):
         weights = self.weights.astype(np.float64) / self.scale
         bias = self.bias - weights @ self.mean
-        return lambda inputs: softmax(inputs.astype(np.float64) @ weights.T + bias, axis=1)
+        return lambda inputs: softmax(inputs.astype(np.float64) @ weights.T + bias)
 
 
 PartOfArtifact = NetworkPart | ClassicalPart | TreesPart | LinearPart
@@ -319,14 +335,20 @@ class Artifact:
     def answer(self, variant: str, clips: Clips, known: Clips | None = None) -> np.ndarray:
         """Compute probabilities of one variant; `known` are the enrolment clips."""
         if variant == "inductive":
-            return self._predictor(variant)(clips.read(self.input))
+            running = self._predictor(variant)
+            return running.decide(self.seen(clips)) if self.card["space"] == "embeddings" else running(clips.read(self.input))
         normalised = features.normalise_by_enrolment(self.seen(clips), self.seen(known), self.usual["mean"], self.usual["std"])
         return self._predictor(variant)(normalised)
 
     def seen(self, clips: Clips) -> np.ndarray:
         """Return the clips in the space of the card, shape ``(n_clips, n_dimensions)``."""
         inputs = clips.read(self.input)
-        return self._predictor("inductive").embed(inputs) if self.card["space"] == "embeddings" else inputs
+        if self.card["space"] == "inputs":
+            return inputs
+        network = self._predictor("inductive")
+        if network not in clips.embedded:
+            clips.embedded[network] = network.embed(inputs)
+        return clips.embedded[network]
 
     def distances(self, clips: Clips) -> np.ndarray | None:
         """Return how far clips lie from the training clips, 1 for the farthest hundredth of those; None if it is not known."""
@@ -441,7 +463,9 @@ class Average:
         """Compute probabilities, as :meth:`Artifact.probabilities` does."""
         variant, clips, known = answering(self.variants, enrolment), _clips(signals), _clips(enrolment)
         weights = self.card["weights"][variant]
-        stack = np.stack([self.members[name].answer(variant, clips, known) for name in weights])
+        for some in filter(None, (clips, known)):
+            some.prepare([self.members[name].input for name in weights])
+        stack = np.stack(side_by_side(lambda name: self.members[name].answer(variant, clips, known), list(weights)))
         return pool(stack, np.array(list(weights.values())) / self.card["temperature"][variant])
 
     def distances(self, clips: Clips) -> np.ndarray | None:
@@ -588,10 +612,16 @@ def _read_average(folder: Path, card: dict) -> Average:
     return Average(card, members)
 
 
-def _answers(artifact: Artifact | Average, variant: str) -> list[float]:
+@functools.cache
+def _probe() -> tuple[Clips, Clips]:
+    """The probe and its halves, as the enrolment; what one model reads of them, the next need not make again."""
     signal = probe_signal()
-    enrolment = [signal[: len(signal) // 2], signal[len(signal) // 2:]] if variant == "speaker-normalised" else None
-    return [round(float(p), 6) for p in artifact.probabilities([signal], enrolment)[0]]
+    return Clips([signal]), Clips([signal[: len(signal) // 2], signal[len(signal) // 2:]])
+
+
+def _answers(artifact: Artifact | Average, variant: str) -> list[float]:
+    whole, halves = _probe()
+    return [round(float(p), 6) for p in artifact.probabilities(whole, halves if variant == "speaker-normalised" else None)[0]]
 
 
 def _require_same_answers(artifact: Artifact | Average) -> None:

@@ -9,8 +9,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import minimize, minimize_scalar
-from scipy.special import logsumexp, softmax
 
 from helpers.metrics import majority, probabilities, truth_column, uar, weighted_f1
 
@@ -84,9 +82,14 @@ def weighted_average(models: dict[str, pd.DataFrame], penalty: float = 0.01, lea
     return pd.concat(parts, ignore_index=True), table
 
 
+def softmax(scores: np.ndarray) -> np.ndarray:
+    """Turn scores of classes, shape ``(n_rows, n_classes)``, into probabilities."""
+    return np.exp(scores - np.logaddexp.reduce(scores, axis=1, keepdims=True))
+
+
 def pool(stack: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Multiply probabilities of several models, shape ``(n_models, n_rows, n_emotions)``, to the power of their weights."""
-    return softmax(np.tensordot(weights, np.log(stack + FLOOR), axes=1), axis=1)
+    return softmax(np.tensordot(weights, np.log(stack + FLOOR), axes=1))
 
 
 def stacked(models: dict[str, pd.DataFrame], c: float = 0.01) -> pd.DataFrame:
@@ -194,6 +197,8 @@ def tempered(predictions: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
     ----------
     C. Guo et al., "On calibration of modern neural networks", ICML 2017.
     """
+    from scipy.optimize import minimize_scalar  # late: a saved average, which comes by here, fits nothing
+
     parts, found = [], {}
     for variant, fold, base, stack, _ in _by_fold({"": predictions}):
         logs = np.log(stack[0].clip(1e-9))
@@ -202,10 +207,10 @@ def tempered(predictions: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
 
         def surprise(log_t: float, known=known, truth=truth) -> float:
             scaled = known / np.exp(log_t)
-            return float((logsumexp(scaled, axis=1) - scaled[np.arange(len(scaled)), truth]).mean())
+            return float((np.logaddexp.reduce(scaled, axis=1) - scaled[np.arange(len(scaled)), truth]).mean())
 
         temperature = np.exp(minimize_scalar(surprise, bounds=(np.log(0.05), np.log(20)), method="bounded").x)
-        parts.append(_with_probabilities(base, softmax(logs / temperature, axis=1)))
+        parts.append(_with_probabilities(base, softmax(logs / temperature)))
         found[variant, fold] = float(temperature)
     return pd.concat(parts, ignore_index=True), pd.Series(found, name="temperature").rename_axis(["variant", "fold"])
 
@@ -280,12 +285,14 @@ def _by_fold(models: dict[str, pd.DataFrame]) -> Iterator[tuple[str, int, pd.Dat
 
 def _fitted_weights(known: np.ndarray, truth: np.ndarray, penalty: float) -> np.ndarray:
     """Return the weights of log-probabilities, shape ``(n_models, n_rows, n_emotions)``, that make the truth most likely."""
+    from scipy.optimize import minimize  # late, as above
+
     n_models = len(known)
 
     def loss(weight: np.ndarray) -> tuple[float, np.ndarray]:
         pooled = np.tensordot(weight, known, axes=1)
-        surprise = (logsumexp(pooled, axis=1) - (truth * pooled).sum(axis=1)).mean()
-        slope = ((softmax(pooled, axis=1) - truth) * known).sum(axis=2).mean(axis=1)
+        surprise = (np.logaddexp.reduce(pooled, axis=1) - (truth * pooled).sum(axis=1)).mean()
+        slope = ((softmax(pooled) - truth) * known).sum(axis=2).mean(axis=1)
         apart = n_models * weight - 1
         return surprise + penalty * np.square(apart).mean(), slope + 2 * penalty * apart
 

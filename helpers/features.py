@@ -16,12 +16,9 @@ import sys
 from dataclasses import asdict, dataclass
 from functools import cache
 
-import librosa
-import numba
 import numpy as np
 import pandas as pd
 import scipy.fft
-import scipy.signal
 from numpy.lib.stride_tricks import sliding_window_view
 
 from helpers import audio
@@ -29,6 +26,7 @@ from helpers.cache import fetch, recipe_hash
 from helpers.parallel import over_clips
 
 _FLOOR = 1e-10  # power below which nothing is heard: -100 dB
+_MEL_STEP = math.log(6.4) / 27  # from one mel to the next, above 1 kHz
 _MOVING_TOGETHER = (*(f"mfcc{i:02d}" for i in range(13)), "rms_db", "f0_st")  # whose correlations are functionals
 _FAMILIES = {  # the zeroth MFCC is the mean level of all bands
     "pitch": ("f0",), "voice quality": ("jitter", "shimmer", "hnr", "voicing", "harmonic"),
@@ -97,6 +95,20 @@ def mel_spectrogram(signal: np.ndarray, front_end: FrontEnd = FrontEnd()) -> np.
     """Return the fine mel bands alone, in dB re full scale, shape ``(n_frames, n_mels)``."""
     power, _ = _power_spectrum(signal, front_end)
     return _db(power @ _mel_filters(front_end, front_end.n_mels))
+
+
+def mel_frequencies(n_bands: int, highest_hz: float = audio.SAMPLING_RATE / 2) -> np.ndarray:
+    """Return the edges and centres of mel bands, in Hz: the lowest edge, the centres, the highest edge.
+
+    A centre is the edge of both its neighbours. Slaney's scale: linear below 1 kHz, logarithmic above.
+
+    References
+    ----------
+    M. Slaney, "Auditory toolbox", version 2, 1998.
+    """
+    highest = 3 * highest_hz / 200 if highest_hz < 1000 else 15 + np.log(highest_hz / 1000) / _MEL_STEP
+    mel = np.linspace(0, highest, n_bands + 2)
+    return np.where(mel < 15, mel * 200 / 3, 1000 * np.exp(_MEL_STEP * (mel - 15)))
 
 
 def functionals(signal: np.ndarray, front_end: FrontEnd = FrontEnd()) -> dict[str, float]:
@@ -434,6 +446,8 @@ def _blocks(signal: np.ndarray, fe: FrontEnd) -> list[tuple[np.ndarray, list[str
         (bands, [f"band{i:02d}_db" for i in range(fe.n_bands)]),
     ]
     if fe.harmonic:
+        import librosa  # late: with all that it imports it would be most of the wait for an answer
+
         harmonic, percussive = librosa.decompose.hpss(magnitude.T)
         share = (harmonic**2).sum(axis=0) / ((harmonic**2 + percussive**2).sum(axis=0) + _FLOOR)
         blocks.append((share[:, None], ["harmonic_share"]))
@@ -496,39 +510,44 @@ def _best_lags(correlation: np.ndarray, shortest: int, longest: int, n_candidate
     return lag + shortest, is_peak[np.arange(len(lag)), lag]
 
 
-@numba.njit(cache=True)
-def _smoothest_path(score: np.ndarray, octaves: np.ndarray, n_candidates: int, jump_cost: float) -> np.ndarray:
-    """Return one column per row, of the highest scores, so that the sum of scores less the cost of jumps is greatest."""
-    n_rows, n_columns = score.shape
-    candidates = np.zeros((n_rows, n_candidates), np.int64)
-    came_from = np.zeros((n_rows, n_candidates), np.int64)
-    total = np.zeros(n_candidates)
-    for t in range(n_rows):
-        gain = np.full(n_candidates, -np.inf)
-        for column in range(n_columns):  # keep the highest, sorted
-            place = n_candidates
-            while place > 0 and score[t, column] > gain[place - 1]:
-                place -= 1
-            if place < n_candidates:
-                gain[place + 1:] = gain[place:-1].copy()
-                candidates[t, place + 1:] = candidates[t, place:-1].copy()
-                gain[place], candidates[t, place] = score[t, column], column
-        reached = gain.copy()
-        for to in range(n_candidates if t else 0):
-            best = -np.inf
-            for origin in range(n_candidates):
-                octave_jump = abs(octaves[candidates[t, to]] - octaves[candidates[t - 1, origin]])
-                value = total[origin] - jump_cost * octave_jump
-                if value > best:
-                    best, came_from[t, to] = value, origin
-            reached[to] = gain[to] + best
-        total = reached
-    path = np.zeros(n_rows, np.int64)
+def _smoothest_path(score: np.ndarray, octaves: np.ndarray, n_candidates: int, jump_cost: float, block: int = 16) -> np.ndarray:
+    """Return one column per row, of the highest scores, so that the sum of scores less the cost of jumps is greatest.
+
+    Viterbi's algorithm in blocks of rows, which are all worked through side by side: within a block, the best way from each
+    candidate of its first row to each of its last; then from block to block.
+    """
+    (n_rows, n_columns), k = score.shape, n_candidates
+    chosen = np.sort(np.argpartition(1e-6 * np.arange(n_columns) - score, k, axis=1)[:, :k], axis=1)  # of equals, the first
+    gain = np.take_along_axis(score, chosen, axis=1).astype(np.float64)
+    chosen = np.pad(chosen, ((0, -n_rows % block), (0, 0)), mode="edge")  # to stay in the last row's column costs nothing
+    gain = np.pad(gain, ((0, -n_rows % block), (0, 0))).reshape(-1, block, k)
+    height = octaves[chosen]
+    jump = np.zeros((len(height), k, k))  # row, candidate of the row before, of this row
+    jump[1:] = jump_cost * np.abs(height[:-1, :, None] - height[1:, None, :])
+    jump = jump.reshape(-1, block, k, k)
+    ways = np.where(np.eye(k, dtype=bool), gain[:, 0, None, :], -np.inf)  # block, candidate of its first row, of the current
+    came_from = np.zeros((block, len(gain), k, k), np.int64)
+    for row in range(1, block):
+        reached = ways[:, :, :, None] - jump[:, row, None]
+        came_from[row] = reached.argmax(axis=2)
+        ways = reached.max(axis=2) + gain[:, row, None, :]
+    total, entered, began = np.zeros(k), [], []
+    for way, cost in zip(ways, jump[:, 0], strict=True):
+        reached = total[:, None] - cost
+        entered.append(reached.argmax(axis=0))
+        reached = reached.max(axis=0)[:, None] + way
+        began.append(reached.argmax(axis=0))
+        total = reached.max(axis=0)
+    first, last = np.zeros(len(gain), np.int64), np.zeros(len(gain), np.int64)
     place = total.argmax()
-    for t in range(n_rows - 1, -1, -1):
-        path[t] = candidates[t, place]
-        place = came_from[t, place]
-    return path
+    for i in range(len(gain) - 1, -1, -1):
+        last[i], first[i] = place, began[i][place]
+        place = entered[i][first[i]]
+    path = np.zeros((len(gain), block), np.int64)
+    path[:, -1] = last
+    for row in range(block - 1, 0, -1):
+        path[:, row - 1] = came_from[row][np.arange(len(gain)), first, path[:, row]]
+    return np.take_along_axis(chosen, path.reshape(-1, 1), axis=1)[:n_rows, 0]
 
 
 def _spectral_shape(power: np.ndarray, magnitude: np.ndarray, fe: FrontEnd) -> np.ndarray:
@@ -603,7 +622,7 @@ def _db(power: np.ndarray) -> np.ndarray:
 
 @cache
 def _window(win_length: int) -> np.ndarray:
-    return scipy.signal.get_window("hann", win_length).astype(np.float32)
+    return np.hanning(win_length + 1)[:-1].astype(np.float32)
 
 
 @cache
@@ -614,13 +633,26 @@ def _window_correlation(fe: FrontEnd) -> np.ndarray:
 
 @cache
 def _mel_filters(fe: FrontEnd, n_mels: int) -> np.ndarray:
-    # norm=None: a band's value is its power, whatever its width
-    return librosa.filters.mel(sr=fe.sampling_rate, n_fft=fe.n_fft, n_mels=n_mels, norm=None).T.copy()
+    """Triangles between neighbouring centres, 1 at the top: a band's value is its power, whatever its width."""
+    edges = mel_frequencies(n_mels, fe.sampling_rate / 2)
+    ramps = np.subtract.outer(np.fft.rfftfreq(fe.n_fft, 1 / fe.sampling_rate), edges) / np.diff(edges, append=np.inf)
+    rising, falling = ramps[:, :-2], 1 - ramps[:, 1:-1]
+    return np.maximum(np.minimum(rising, falling), 0).astype(np.float32)
 
 
 @cache
 def _chroma_filters(fe: FrontEnd) -> np.ndarray:
-    return librosa.filters.chroma(sr=fe.sampling_rate, n_fft=fe.n_fft).T.astype(np.float32)
+    """Share of each bin in each pitch class from C on: a bump around its pitch, at least a semitone wide (D. Ellis, 2007).
+
+    All octaves together, those around the fifth count most.
+    """
+    pitch = 12 * np.log2(np.fft.rfftfreq(fe.n_fft, 1 / fe.sampling_rate)[1:] / 27.5)  # semitones above A0
+    pitch = np.concatenate([[pitch[0] - 18], pitch])  # what lies in bin 0 has no pitch: far below, and half an octave off
+    width = np.maximum(np.diff(pitch, append=pitch[-1] + 1), 1)
+    away = np.subtract.outer(pitch, np.arange(3, 15)) + 6  # C is three semitones above A
+    bumps = np.exp(-2 * ((away % 12 - 6) / width[:, None]) ** 2)
+    bumps /= np.sqrt((bumps**2).sum(axis=1, keepdims=True))
+    return (bumps * np.exp(-0.5 * ((pitch / 12 - 5) / 2) ** 2)[:, None]).astype(np.float32)
 
 
 @cache
@@ -718,5 +750,11 @@ def _clip_numbers(signal, curves, names, voiced, fe: FrontEnd) -> dict[str, floa
             "voiced_stretches_per_s": len(starts) / seconds,
             "voiced_stretch_s": voiced.sum() * fe.hop_length / fe.sampling_rate / n_voiced,
             "loudness_peaks_per_s": peaks.sum() / seconds,
-            "tuning": librosa.pitch_tuning(55 * 2 ** (f0 / 12)) if len(f0) else 0.0,
+            "tuning": _tuning(f0),
             "amplitude__mean": np.abs(signal).mean(), "amplitude__std": np.abs(signal).std()}
+
+
+def _tuning(semitones: np.ndarray) -> float:
+    """How far pitches lie from the semitones of the piano, mostly: -0.5 to 0.5; 0 without any."""
+    counts, edges = np.histogram((semitones + 0.5) % 1 - 0.5, np.linspace(-0.5, 0.5, 101))
+    return float(edges[counts.argmax()]) if len(semitones) else 0.0

@@ -3,28 +3,12 @@
 Networks on images are made of ``embed``, which turns an image into a row of numbers, and ``head``, which makes logits of it.
 """
 
-import importlib.util
 import itertools
-import sys
-from types import ModuleType
 
 import numpy as np
 import scipy.fft
 import torch
 from torch import nn
-
-
-def _lazily(name: str) -> ModuleType:
-    """Import a module when it is first used: torchvision takes seconds, and most networks do without it."""
-    if name not in sys.modules:
-        spec = importlib.util.find_spec(name)
-        spec.loader = importlib.util.LazyLoader(spec.loader)
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-torchvision = _lazily("torchvision")
 
 
 class MelCNN(nn.Module):
@@ -135,8 +119,10 @@ class MelResNet(nn.Module):
 
     def __init__(self, n_classes: int, shape: tuple[int, int], depth: int = 18, pretrained: bool = False, dropout: float = 0.5):
         super().__init__()
+        from torchvision import models  # late: it takes seconds, and most networks do without it
+
         self.pretrained = pretrained
-        body = _imagenet_resnet(depth) if pretrained else getattr(torchvision.models, f"resnet{depth}")()
+        body = _imagenet_resnet(depth) if pretrained else getattr(models, f"resnet{depth}")()
         first = nn.Conv2d(1, 64, 7, stride=2, padding=3, bias=False)
         if pretrained:  # a grey image is three equal channels, so their weights add up
             first.weight.data = body.conv1.weight.data.sum(dim=1, keepdim=True)
@@ -174,9 +160,11 @@ def _heard(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _imagenet_resnet(depth: int) -> nn.Module:
     """A ResNet with ImageNet weights; says where to put them if they can't be downloaded."""
-    weights = torchvision.models.get_model_weights(f"resnet{depth}").DEFAULT
+    from torchvision import models
+
+    weights = models.get_model_weights(f"resnet{depth}").DEFAULT
     try:
-        return torchvision.models.get_model(f"resnet{depth}", weights=weights)
+        return models.get_model(f"resnet{depth}", weights=weights)
     except OSError as error:
         place = f"{torch.hub.get_dir()}/checkpoints/{weights.url.rsplit('/', 1)[-1]}"
         raise FileNotFoundError(f"ImageNet weights of ResNet{depth} could not be downloaded ({error}). Fetch {weights.url} "

@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -26,6 +25,7 @@ from helpers.artifacts import Artifact, Average, Clips
 
 UNSURE = "unsure"
 WINDOW_S, WINDOW_HOP_S = 4.0, 2.0  # of a timeline; an utterance of the training corpora lasts 2 to 5 s
+AT_ONCE = 32  # windows of a timeline that are worked through together
 LONGEST_S = 4 * 3600.0  # of a recording
 LARGEST_DECODED = 2**29  # samples of all channels: 2 GB; compressed silence grows without end
 LOWEST_HZ, HIGHEST_HZ = 1_000, 1_000_000  # sampling rates
@@ -152,10 +152,9 @@ def timeline(recording: str | Path | np.ndarray, model: str | Path | Artifact | 
     def answered(some: np.ndarray) -> np.ndarray:
         return model.probabilities([signal[begins[i]: ends[i]] for i in some], known)
 
-    chunks = np.array_split(kept, -(-len(kept) // 16)) if len(kept) else []
-    with ThreadPoolExecutor(os.cpu_count()) as threads:  # most of the time goes into NumPy and torch, which let others run
-        values = [row for rows in threads.map(answered, chunks) for row in rows]
-    values = np.array([_masked(row, model.emotions, only) for row in values]).reshape(-1, len(model.emotions))
+    chunks = np.array_split(kept, -(-len(kept) // AT_ONCE)) if len(kept) else []
+    values = np.array([_masked(row, model.emotions, only) for some in chunks for row in answered(some)])
+    values = values.reshape(-1, len(model.emotions))
     table = pd.DataFrame({"start_s": begins[kept] / audio.SAMPLING_RATE, "end_s": ends[kept] / audio.SAMPLING_RATE,
                           "speech": heard[kept] * audio.SAMPLING_RATE / np.maximum(ends - begins, 1)[kept],
                           "emotion": [model.emotions[i] for i in values.argmax(axis=1)] if len(kept) else [],

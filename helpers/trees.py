@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.special import softmax
+
+from helpers.ensemble import softmax
 
 if TYPE_CHECKING:
     from sklearn.base import BaseEstimator
@@ -75,7 +76,7 @@ class Trees:
             goes_left = found < limit if self.strict else found <= limit
             at = np.where(inner, np.where(goes_left, self.left[at], self.right[at]), at)
         if self.boosted:
-            return softmax(self.base + self.value[at].sum(axis=1), axis=1)
+            return softmax(self.base + self.value[at].sum(axis=1))
         return self.value[at].mean(axis=1)
 
 
