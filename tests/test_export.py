@@ -57,7 +57,7 @@ def network(label: str, signals) -> artifacts.Artifact:
         last.weight /= logits.std(0)[:, None]
         last.bias /= logits.std(0)
     part = NetworkPart(build, options, tuple(images.shape[1:]), {name: v.numpy() for name, v in net.state_dict().items()})
-    return artifacts.Artifact(ABOUT | {"input": asdict(inputs)}, {"inductive": part}, {})
+    return artifacts.Artifact(ABOUT | {"input": asdict(inputs), "space": "inputs"}, {"inductive": part}, {})
 
 
 def run(path, signal: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ import librosa
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.signal
 from conftest import RATE, clips, harmonic_tone, noise, write_audio
 
 from helpers import audio, features
@@ -79,6 +80,38 @@ def test_centroid_bandwidth_and_rolloff_are_librosas(spectra, curves):
     for name, share in [("rolloff85_hz", 0.85), ("rolloff01_hz", 0.01)]:
         expected = librosa.feature.spectral_rolloff(S=magnitude, sr=RATE, roll_percent=share)[0]
         assert np.mean(np.abs(curves[name] - expected) < 1) > 0.99, name  # a bin's edge may round either way
+
+
+@pytest.mark.parametrize("fe", [FE, FrontEnd(n_fft=640), FrontEnd(sampling_rate=8_000)])
+def test_filters_windows_and_tuning_are_librosas_and_scipys(fe):
+    for n_mels in (fe.n_mels, fe.n_bands):
+        expected = librosa.filters.mel(sr=fe.sampling_rate, n_fft=fe.n_fft, n_mels=n_mels, norm=None).T
+        np.testing.assert_allclose(features._mel_filters(fe, n_mels), expected, atol=1e-6)
+    chroma = librosa.filters.chroma(sr=fe.sampling_rate, n_fft=fe.n_fft).T
+    np.testing.assert_allclose(features._chroma_filters(fe), chroma, atol=1e-6)
+    np.testing.assert_allclose(features.mel_frequencies(20, 500), librosa.mel_frequencies(22, fmin=0, fmax=500), rtol=1e-9)
+    np.testing.assert_allclose(features._window(640), scipy.signal.get_window("hann", 640), atol=1e-6)
+    np.testing.assert_allclose(audio.low_pass(), scipy.signal.firwin(129, audio.TOP_HZ, fs=RATE), atol=1e-12)
+    semitones = np.random.default_rng(0).normal(20.3, 0.1, 200)
+    assert features._tuning(semitones) == pytest.approx(librosa.pitch_tuning(55 * 2 ** (semitones / 12)), abs=1e-9)
+    assert features._tuning(semitones[:0]) == 0
+
+
+@pytest.mark.parametrize("n_rows", [1, 2, 15, 16, 17, 33, 100])
+def test_pitch_path_is_the_best_of_all(n_rows):
+    rng = np.random.default_rng(n_rows)
+    octaves = np.log2(np.arange(5, 17))
+    score = np.where(rng.random((n_rows, 12)) < 0.6, rng.random((n_rows, 12)), -2).astype(np.float32)
+    path = features._smoothest_path(score, octaves, 11, 0.7)  # the lowest column alone can't be chosen
+
+    def worth(columns):
+        return score[np.arange(n_rows), columns].sum() - 0.7 * np.abs(np.diff(octaves[columns])).sum()
+
+    best = score[0].astype(float)  # Viterbi, row by row
+    for row in score[1:]:
+        best = (best[:, None] - 0.7 * np.abs(octaves[:, None] - octaves)).max(axis=0) + row
+    assert worth(path) == pytest.approx(best.max(), abs=1e-4)
+    assert n_rows < 3 or worth(path) > worth(score.argmax(axis=1)), "each row for itself would do"
 
 
 def test_chroma_is_librosas(spectra, curves):

@@ -206,6 +206,14 @@ def test_command_answers_files_and_folders(tmp_path, model, clip):
     assert command(clip, "--model", model, "--only", "bored").returncode == 2
 
 
+def test_an_answer_does_not_wait_for_libraries_that_it_does_not_need(clip):
+    heavy = ["librosa", "matplotlib", "numba", "onnxruntime", "pandera", "scipy.signal", "scipy.stats", "sklearn", "skops",
+             "torchvision", "transformers"]
+    asked = f"import sys; from helpers import predict; predict.main([{str(clip)!r}]); print({{*{heavy}}} & {{*sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", asked], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "set()", "of the model that comes with the project"
+
+
 def test_answers_in_words_name_the_three_most_probable_emotions():
     answer = {"file": "a.wav", "emotion": "sad", "probability": 0.6, "top": [("sad", 0.6), ("happy", 0.3), ("angry", 0.1)],
               "warnings": ["7.0 s long; training clips have 1.0 to 4.0"]}
