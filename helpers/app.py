@@ -93,7 +93,8 @@ def about(model: str | Path | Artifact | Average) -> str:
         what = (f"An average of {len(model.members)} models ({', '.join(model.members)}): their probabilities are multiplied, "
                 "each with a weight.")
     else:
-        kinds = {"network": "A neural network", "classical": "A classical model (scikit-learn)", "trees": "Many decision trees"}
+        kinds = {"network": "A neural network", "classical": "A classical model (scikit-learn)", "linear": "A linear model",
+             "trees": "Many decision trees"}
         part = card["parts"]["inductive"]
         built = f" ({part['build']})" if "build" in part else ""
         what = f"{kinds.get(part['kind'], part['kind'])}{built}. It reads {INPUTS.get(model.input.kind, model.input.kind)}."

@@ -320,6 +320,10 @@ class Artifact:
     def input(self) -> Input:
         return Input(**self.card["input"])
 
+    @property
+    def inputs(self) -> list[Input]:
+        return [self.input]
+
     def probabilities(self, signals: list[np.ndarray] | Clips, enrolment: list[np.ndarray] | Clips | None = None) -> np.ndarray:
         """Compute probabilities, shape ``(n_signals, n_emotions)``.
 
@@ -458,6 +462,10 @@ class Average:
     @property
     def variants(self) -> list[str]:
         return list(self.card["weights"])
+
+    @property
+    def inputs(self) -> list[Input]:
+        return [member.input for member in self.members.values()]
 
     def probabilities(self, signals: list[np.ndarray] | Clips, enrolment: list[np.ndarray] | Clips | None = None) -> np.ndarray:
         """Compute probabilities, as :meth:`Artifact.probabilities` does."""

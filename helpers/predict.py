@@ -201,11 +201,14 @@ def doubts(clips: Clips, model: Artifact | Average) -> list[str]:
     clips
         One clip.
     model
-        Its card's ``traits`` are name → [lowest, highest] of the training clips (percentiles 1 and 99).
+        Its card's ``traits`` are name → [lowest, highest] of the training clips (percentiles 1 and 99). Of the level, a model
+        of levelled clips hears nothing.
     """
     units = {"duration_s": "{:.1f} s long", "level_dbfs": "{:.0f} dBFS loud", "snr_db": "{:.0f} dB between speech and pauses",
              "bandwidth_hz": "{:,.0f} Hz of bandwidth"}
     found = audio.traits(clips.signals[0])
+    if all(inputs.levelled for inputs in model.inputs):
+        del found["level_dbfs"]
     said = []
     for name, (low, high) in model.card.get("traits", {}).items():
         if name in found and not low <= found[name] <= high:

@@ -117,6 +117,10 @@ def test_mask_unsure_and_enrolment(model, clip):
 def test_what_is_unlike_the_training_recordings_is_said(model):
     warned = predict.predict(soxr.resample(voice(212, 6.0) / 60, RATE, RATE), model, RATE).warnings
     assert any("s long; training clips have 1.0 to 4.0" in w for w in warned) and any("dBFS loud" in w for w in warned)
+    shipped, quiet = artifacts.load(predict.find_model("ravdess-8")), voice(212, 2.0) / 60
+    low, _ = shipped.card["traits"]["level_dbfs"]
+    assert audio.traits(quiet)["level_dbfs"] < low and all(inputs.levelled for inputs in shipped.inputs)
+    assert not any("dBFS" in w for w in predict.predict(quiet, shipped, RATE).warnings), "it hears nothing of the level"
     found = audio.traits(voice(212))
     assert found["duration_s"] == 1.5 and -30 < found["level_dbfs"] < 0 and found["snr_db"] > 3
     assert 1000 < found["bandwidth_hz"] < 8000
