@@ -1,5 +1,7 @@
 """The pipeline on tiny made-up notebooks; most tests replace papermill by running the cells in this process."""
 
+import base64
+import io
 import json
 import os
 import re
@@ -10,10 +12,13 @@ import sys
 import time
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import make_predictions, make_utterances
+from PIL import Image
 
 from helpers import experiment, notebooks, pipeline, publish, report, tables
 from helpers.splits import make_folds
@@ -321,6 +326,19 @@ def test_published_notebook_is_normalised(publishable):
         "SER_WORK/demo/a.csv\nand on\n", "helpers/x.py:1: UserWarning: short\n", "'.'"]
     assert outputs[-1].execution_count == 3
     assert run_and_publish(publishable) == text, "publishing again gives the same bytes"
+
+
+def test_published_pictures_have_a_palette_and_look_the_same():
+    figure, axis = plt.subplots()
+    axis.imshow(np.linspace(0, 1, 400).reshape(20, 20), cmap="magma")
+    drawn = io.BytesIO()
+    figure.savefig(drawn)
+    plt.close(figure)
+    given = base64.b64encode(drawn.getvalue()).decode()
+    found = publish.in_few_colours(given)
+    before, after = (np.asarray(Image.open(io.BytesIO(base64.b64decode(x))).convert("RGB"), int) for x in (given, found))
+    assert len(found) < len(given) and np.abs(before - after).mean() < 2 and np.abs(before - after).max() < 40
+    assert len(np.unique(after.reshape(-1, 3), axis=0)) <= 256
 
 
 def test_published_files_and_readme(publishable):
