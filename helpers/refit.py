@@ -115,7 +115,8 @@ def read_clips(utterances: pd.DataFrame, inputs: Input, n_jobs: int = -1) -> np.
         jobs = ((u.path, u.start_s, u.end_s, inputs) for u in utterances.itertuples())
         return {"inputs": np.stack(list(over_clips(_described, jobs, n_jobs, inputs.kind)))}
 
-    recipe = recipe_hash(utterances["audio_hash"].tolist(), asdict(inputs), code_with_parts(Input.__call__))
+    recipe = recipe_hash(utterances["audio_hash"].tolist(), asdict(inputs), code_with_parts(audio.levelled),
+                         code_with_parts(Input.represent))
     return fetch("inputs", recipe, compute)["inputs"]
 
 
