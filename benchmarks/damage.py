@@ -34,8 +34,8 @@ FORMATS = [("wav", "PCM_16"), ("wav", "FLOAT"), ("wav", "PCM_U8"), ("flac", "PCM
            ("ogg", "OPUS"), ("ogg", "VORBIS"), ("aiff", "PCM_24"), ("au", "ULAW"), ("w64", "PCM_32")]
 KINDS = ["truncated", "bit-flipped", "header bit-flipped", "zero-length", "another header", "absurd header", "one sample",
          "NaN", "noise", "array", "swapped blocks"]
-LOSSY = ("8-bit", "mp3", "opus")
-UNUSUAL = ["384 kHz", "24 channels", "8-bit", "64-bit float", "mp3", "opus", "as array", "24 channels as array"]
+LOSSY = ("8-bit", "8-bit, louder", "mp3", "opus")  # louder: at full level, as one would record in 8 bits
+UNUSUAL = ["384 kHz", "24 channels", "8-bit", "8-bit, louder", "64-bit float", "mp3", "opus", "as array", "24 channels as array"]
 
 
 def encoded(signal: np.ndarray, kind: str, subtype: str, rate: int = RATE) -> bytes:
@@ -175,6 +175,8 @@ def as_unusual(signal: np.ndarray, how: str, folder: Path) -> tuple[Path | np.nd
             content = encoded(np.repeat(signal[:, None], 24, axis=1), "wav", "PCM_16")
         case "8-bit":
             content = encoded(signal, "wav", "PCM_U8")
+        case "8-bit, louder":
+            content = encoded(signal, "wav", "PCM_U8")
         case "64-bit float":
             content = encoded(signal, "wav", "DOUBLE")
         case "mp3":
@@ -198,8 +200,9 @@ def unusual_are_answered(model: artifacts.Artifact | artifacts.Average, clips: l
     """
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for number, signal in enumerate(clips):
+        for number, clip in enumerate(clips):
             for how in UNUSUAL:
+                signal = clip / np.abs(clip).max() * 0.9 if how.endswith("louder") else clip
                 recording, rate = as_unusual(signal, how, Path(folder))
                 found = predict.predict(recording, model, rate)
                 decoded = audio.load(recording) if rate is None else signal
