@@ -35,7 +35,8 @@ FORMATS = [("wav", "PCM_16"), ("wav", "FLOAT"), ("wav", "PCM_U8"), ("flac", "PCM
 KINDS = ["truncated", "bit-flipped", "header bit-flipped", "zero-length", "another header", "absurd header", "one sample",
          "NaN", "noise", "array", "swapped blocks"]
 LOSSY = ("8-bit", "8-bit, louder", "mp3", "opus")  # louder: at full level, as one would record in 8 bits
-UNUSUAL = ["384 kHz", "24 channels", "8-bit", "8-bit, louder", "64-bit float", "mp3", "opus", "as array", "24 channels as array"]
+UNUSUAL = ["384 kHz", "24 channels", "8-bit", "8-bit, louder", "64-bit float", "mp3", "opus", "as array",
+           "24 channels as array"]
 
 
 def encoded(signal: np.ndarray, kind: str, subtype: str, rate: int = RATE) -> bytes:
