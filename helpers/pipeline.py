@@ -31,6 +31,7 @@ from helpers.tables import file_hash
 
 # of helpers.pretrained, helpers.text and helpers.corpora
 SKIPPED = {"WeightsMissing": "weights missing", "TextMissing": "no text", "CorporaMissing": "one corpus alone"}
+PROCESSES = ".processes.json"  # in a corpus's work folder: what the run there has started
 UNTRACKED = {"plots", "pipeline"}  # they change how things look, not what comes out
 
 
@@ -68,6 +69,9 @@ def main(arguments: list[str] | None = None) -> int:
                 code = 0
     except Refused as refusal:
         print(f"run_all.sh: {refusal}", file=sys.stderr)
+    except OSError as error:  # a full disk, mostly
+        code = 1
+        print(f"run_all.sh: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         print("\nrun_all.sh: interrupted; started again it continues with this notebook.", file=sys.stderr)
         code = 130
@@ -191,7 +195,7 @@ def execute(book: Notebook, values: dict, settings: Settings) -> dict:
     record = recipe(book, values, settings)  # now: somebody may edit the notebook while it runs
     os.environ["SER_RUN_LOG"] = str(log)
     try:
-        with _Watch(book) as watch:
+        with _Watch(book, settings.work / PROCESSES) as watch:
             fault = run_papermill(book, values, settings, watch)
         events = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
     finally:
@@ -256,8 +260,9 @@ def run_papermill(book: Notebook, values: dict, settings: Settings, watch: "_Wat
 class _Watch(threading.Thread):
     """Follows a running notebook: the memory of its kernel and the kernel's children, and the progress line."""
 
-    def __init__(self, book: Notebook) -> None:
+    def __init__(self, book: Notebook, record: Path) -> None:
         super().__init__(daemon=True)
+        self.record = record
         self.label, self.total, self.cells, self.peak = book.name, len(book.code) + 1, 0, 0  # + the injected cell
         self.seen, self.over, self.started = set(), threading.Event(), time.monotonic()
 
@@ -267,7 +272,10 @@ class _Watch(threading.Thread):
     def run(self) -> None:
         while not self.over.wait(0.5):
             children, memory = psutil.Process().children(recursive=True), 0
-            self.seen.update(children)
+            if not self.seen.issuperset(children):
+                self.seen.update(children)
+                with contextlib.suppress(OSError, psutil.Error):  # of a full disk the notebook tells
+                    write(self.record, json.dumps({child.pid: child.create_time() for child in self.seen}))
             for child in children:
                 with contextlib.suppress(psutil.Error):
                     memory += child.memory_info().rss
@@ -286,13 +294,18 @@ class _Watch(threading.Thread):
         for process in self.seen:  # workers can outlive a kernel that was stopped
             with contextlib.suppress(psutil.Error):
                 process.kill()
+        self.record.unlink(missing_ok=True)
         print("\r\033[K" if sys.stdout.isatty() else "", end="")
 
 
 @contextlib.contextmanager
 def locked(folder: Path):
     """Hold a corpus's work folder, so that two runs don't write into it at once."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".lock").open("a").close()
+    except OSError as error:
+        raise Refused(f"can't write into {folder} ({error.strerror}): set SER_WORK to a folder that can be written") from None
     with open(folder / ".lock", "a+", encoding="utf-8") as handle:
         handle.seek(0)
         try:
@@ -300,9 +313,21 @@ def locked(folder: Path):
         except BlockingIOError:
             raise Refused(f"another run (process {handle.read().strip() or '?'}) works in {folder}. Wait for it, stop "
                           "it, or set SER_WORK to another folder.") from None
+        end_leftovers(folder / PROCESSES)
         handle.truncate(0)
         print(os.getpid(), file=handle, flush=True)
         yield
+
+
+def end_leftovers(record: Path) -> None:
+    """End what a killed run left: a worker would go on with its fold for minutes, and the new run begins the same one."""
+    for pid, created in read_json(record).items():
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(int(pid))
+            if abs(process.create_time() - created) < 0.1:  # else somebody else has the number now
+                process.kill()
+                process.wait(10)
+    record.unlink(missing_ok=True)
 
 
 def print_table(outcomes: dict[str, dict], index: Path) -> None:

@@ -57,14 +57,16 @@ def project(tmp_path_factory):
     return target
 
 
-def run_all(project, *options, **variables) -> tuple[subprocess.CompletedProcess, float]:
+def environment(project, **variables) -> dict[str, str]:
     # one process each: starting workers takes longer than what is to be done
-    environment = os.environ | {"SER_WORK": str(project / "derived"), "LOKY_MAX_CPU_COUNT": "1", "OMP_NUM_THREADS": "1"}
-    environment.pop("SER_DATA", None)
-    environment |= variables
+    alone = {"SER_WORK": str(project / "derived"), "LOKY_MAX_CPU_COUNT": "1", "OMP_NUM_THREADS": "1"}
+    return {name: value for name, value in os.environ.items() if name != "SER_DATA"} | alone | variables
+
+
+def run_all(project, *options, **variables) -> tuple[subprocess.CompletedProcess, float]:
     started = time.monotonic()
     command = [sys.executable, "-m", "helpers.pipeline", *options]
-    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=project, env=environment(project, **variables), capture_output=True, text=True)
     return done, time.monotonic() - started
 
 
