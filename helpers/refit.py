@@ -10,6 +10,9 @@ from dataclasses import asdict, fields, replace
 import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator, clone
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.decomposition import PCA
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
@@ -206,15 +209,9 @@ def part_of(estimator: BaseEstimator, n_classes: int) -> PartOfArtifact:
     n_classes
         Number of emotions.
     """
-    steps = [step for _, step in estimator.steps] if isinstance(estimator, Pipeline) else [estimator]
-    *before, last = steps
-    if isinstance(last, LogisticRegression) and len(last.classes_) > 2 and [type(step) for step in before] in (
-            [], [StandardScaler]):
-        weights, bias = np.zeros((n_classes, last.coef_.shape[1])), np.full(n_classes, -np.inf)
-        weights[last.classes_], bias[last.classes_] = last.coef_, last.intercept_
-        n = weights.shape[1]
-        mean, scale = (before[0].mean_, before[0].scale_) if before else (np.zeros(n), np.ones(n))
-        return LinearPart(mean, scale, weights, bias)
+    if (linear := _linear(estimator, n_classes)) is not None:
+        return linear
+    last = _steps(estimator)[-1]
     if hasattr(last, "_optimizer"):
         last = copy.copy(last)  # of the MLP: of no use once it is fitted, and of a type that nobody vetted
         del last._optimizer
@@ -223,6 +220,31 @@ def part_of(estimator: BaseEstimator, n_classes: int) -> PartOfArtifact:
         return TreesPart(from_estimator(estimator))
     except ValueError:
         return ClassicalPart(estimator)
+
+
+def _steps(estimator: BaseEstimator) -> list[BaseEstimator]:
+    return [step for _, step in estimator.steps] if isinstance(estimator, Pipeline) else [estimator]
+
+
+def _linear(estimator: BaseEstimator, n_classes: int) -> LinearPart | None:
+    """Return scaling, rotation, a linear classifier and a temperature as one linear classifier; None if it is anything else."""
+    sharpness = 1.0
+    if isinstance(estimator, CalibratedClassifierCV):
+        calibrated, *others = estimator.calibrated_classifiers_
+        if others or calibrated.method != "temperature":
+            return None
+        sharpness, estimator = float(calibrated.calibrators[0].beta_), calibrated.estimator
+    *before, last = _steps(estimator)
+    if not (isinstance(last, (LogisticRegression, LinearDiscriminantAnalysis)) and len(last.classes_) > 2
+            and all(isinstance(step, (StandardScaler, PCA)) for step in before)):
+        return None
+    n = estimator.n_features_in_
+    mean, scale = (before[0].mean_, before[0].scale_) if before and isinstance(before[0], StandardScaler) else (
+        np.zeros(n), np.ones(n))
+    weights, bias = np.zeros((n_classes, n)), np.full(n_classes, -np.inf)
+    bias[last.classes_] = sharpness * estimator.decision_function(mean[None])[0]
+    weights[last.classes_] = sharpness * estimator.decision_function(mean + np.diag(scale)).T - bias[last.classes_, None]
+    return LinearPart(mean, scale, weights, bias)
 
 
 def usual_traits(utterances: pd.DataFrame, utterance_ids: pd.Series) -> dict[str, list[float]]:

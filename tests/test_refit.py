@@ -48,6 +48,19 @@ def test_linear_model_knows_classes_without_examples(corpus):
     assert isinstance(refit.part_of(two, 2), artifacts.ClassicalPart), "of two classes, one has no weights of its own"
 
 
+def test_scaling_rotation_discriminant_and_temperature_are_one_linear_model(corpus):
+    *_, everything = corpus
+    wide = Part(np.concatenate([1e3 + 50 * everything.inputs, everything.inputs**2], axis=1).astype(np.float32),
+                everything.classes, everything.speakers, everything.ids)
+    models = estimators.classical_models(wide.inputs.shape[1], search=False)
+    model = estimators._fit(models["LDA"].estimator, wide, 0)
+    part = refit.part_of(model, 4)
+    assert isinstance(part, artifacts.LinearPart)
+    np.testing.assert_allclose(part.predictor(4)(wide.inputs), model.predict_proba(wide.inputs), atol=1e-6)
+    svm = estimators._fit(models["SVM"].estimator, wide, 0)
+    assert isinstance(refit.part_of(svm, 4), artifacts.ClassicalPart), "its kernel is not linear"
+
+
 def test_network_is_refitted_for_the_median_of_the_folds_epochs(corpus, monkeypatch):
     ids, folds, everything = corpus
     network = training.Network("DNN", nets.DNN, {"hidden": [16]}, epochs=6, patience=6, batch_size=16, learning_rate=0.01,
