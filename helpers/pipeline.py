@@ -114,8 +114,11 @@ def run(books: list[Notebook], settings: Settings) -> dict[str, dict]:
     for book in books:
         stamp = read_json(settings.stamp(book))
         outcome = {"reason": ""} | {key: stamp[key] for key in ("cells", "seconds", "peak_mb", "longest") if key in stamp}
+        lacking = read_json(skipped_stamp(book, settings))
         if failed or book.number < settings.first or book.number not in wanted:
             outcome["status"] = "earlier" if stamp else "not run"
+        elif lacking and book.number not in settings.only and not why_stale(book, values[book.name], settings, lacking):
+            outcome |= {key: lacking[key] for key in ("status", "reason", "cells", "seconds", "peak_mb")} | {"seconds": 0.0}
         elif not (reason := why_stale(book, values[book.name], settings)):
             outcome["status"] = "fresh"
         else:
@@ -129,15 +132,17 @@ def run(books: list[Notebook], settings: Settings) -> dict[str, dict]:
     return outcomes
 
 
-def why_stale(book: Notebook, values: dict, settings: Settings) -> str:
-    """Say why a notebook has to run; an empty string when its last run still holds."""
-    stamp = read_json(settings.stamp(book))
+def why_stale(book: Notebook, values: dict, settings: Settings, stamp: dict | None = None) -> str:
+    """Say why a notebook has to run; an empty string when its last run (or that of `stamp`) still holds."""
+    stamp = read_json(settings.stamp(book)) if stamp is None else stamp
     if settings.force or not stamp:
         return "forced" if settings.force else "no finished run"
     for part, now in recipe(book, values, settings).items():
         if now != stamp[part]:
             return "its code changed" if part == "code" else f"{part} changed: " + ", ".join(
                 sorted(name for name in now | stamp[part] if now.get(name) != stamp[part].get(name)))
+    if "at_hand" in stamp and stamp["at_hand"] != at_hand():
+        return "what it lacked may be there now"
     files = stamp["inputs"] | stamp["outputs"] | {str(settings.executed(book)): stamp["executed"]}
     for path, digest in files.items():
         try:
@@ -147,6 +152,19 @@ def why_stale(book: Notebook, values: dict, settings: Settings) -> str:
         if now != digest:
             return f"{Path(path).name} {'changed' if now else 'is gone'}"
     return ""
+
+
+def at_hand() -> str:
+    """Hash the names of the corpora and pretrained models on this machine: a notebook that lacked one is tried again then."""
+    hub = os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser() / "hub"
+    names = [str(path) for place in (paths.data(), paths.models(), Path(hub)) for pattern in ("*", "*/*")
+             for path in sorted(place.glob(pattern))]
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()
+
+
+def skipped_stamp(book: Notebook, settings: Settings) -> Path:
+    """Return where it is written down that a notebook was skipped for what it lacks."""
+    return settings.stamp(book).with_suffix(".skipped.json")
 
 
 def recipe(book: Notebook, values: dict, settings: Settings) -> dict:
@@ -190,7 +208,7 @@ def execute(book: Notebook, values: dict, settings: Settings) -> dict:
     settings.reports.mkdir(parents=True, exist_ok=True)
     cost = stamp.with_suffix(".cost.json")  # stays when a run fails
     before = read_json(cost) or read_json(stamp)
-    for old in [stamp, log, *(settings.work / "figures").glob(f"{book.number}_*.png")]:
+    for old in [stamp, skipped_stamp(book, settings), log, *(settings.work / "figures").glob(f"{book.number}_*.png")]:
         old.unlink(missing_ok=True)  # a figure that it draws no longer must not stay in the report
     record = recipe(book, values, settings)  # now: somebody may edit the notebook while it runs
     os.environ["SER_RUN_LOG"] = str(log)
@@ -208,12 +226,15 @@ def execute(book: Notebook, values: dict, settings: Settings) -> dict:
     outcome["longest"] = max(outcome["seconds"], before.get("longest", before["seconds"]) if same else 0)
     kind, _, text = fault.partition(": ")
     if kind in SKIPPED:  # nothing is wrong with the notebook
-        return outcome | {"status": "skipped", "reason": f"{SKIPPED[kind]}: {text.splitlines()[0]}"}
-    if not fault:
+        outcome |= {"status": "skipped", "reason": f"{SKIPPED[kind]}: {text.splitlines()[0]}"}
+    if outcome["status"] != "failed":
         written = {event["path"]: event["sha256"] for event in events if event["event"] == "write"}
         read = {event["path"]: event["sha256"] for event in reversed(events) if event["event"] == "read"}
         record |= {"inputs": {path: read[path] for path in read.keys() - written.keys()}, "outputs": written,
                    "executed": file_hash(settings.executed(book)), **outcome}
+        if outcome["status"] == "skipped":
+            write(skipped_stamp(book, settings), json.dumps(record | {"at_hand": at_hand()}, indent=1))
+            return outcome
         write(stamp, json.dumps(record, indent=1))
         write(cost, json.dumps({"values": record["values"], "longest": outcome["longest"], "seconds": outcome["seconds"]}))
     return outcome
