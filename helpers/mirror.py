@@ -18,6 +18,7 @@ What the mirror holds is written down in ``SER_WORK/.mirror``, so that a push re
 That folder may be removed at any time: it is made again from the parts.
 """
 
+import errno
 import itertools
 import json
 import os
@@ -48,7 +49,6 @@ PAUSES_S = (0.5, 1.0, 2.0)  # between tries when the mount drops
 CHECKPOINTS_S = 30  # a checkpoint sooner after a push waits for the next one
 ALL_S = 300  # between pushes of everything that is new
 KEPT_S = 600  # how long a superseded part stays: a Drive deletes sooner than it uploads
-DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, KeyError, ValueError, RuntimeError)  # of a zip
 
 # size is NULL where the part says that the file was removed. here: this machine has had that version, so if it is gone, then
 # somebody removed it. A part whose contents can't be read is known as damaged.
@@ -278,7 +278,9 @@ def _unpack(spool: Path, rows: list[tuple[str, int, int]]) -> tuple[list[str], l
     good, bad = [], []
     try:
         zipped = zipfile.ZipFile(spool)
-    except DAMAGE:
+    except Exception as error:
+        if not _is_damage(error):
+            raise
         return [], [name for name, *_ in rows]
     with zipped:
         for name, size, mtime_ns in rows:
@@ -293,7 +295,9 @@ def _unpack(spool: Path, rows: list[tuple[str, int, int]]) -> tuple[list[str], l
                 os.utime(temporary, ns=(mtime_ns, mtime_ns))
                 os.replace(temporary, place)
                 good.append(name)
-            except DAMAGE:
+            except Exception as error:
+                if not _is_damage(error):
+                    raise
                 bad.append(name)
             finally:
                 temporary.unlink(missing_ok=True)
@@ -334,7 +338,9 @@ def _catch_up(record: sqlite3.Connection, mirror: Path) -> None:
             with zipfile.ZipFile(mirror / part) as zipped:
                 contents = json.loads(zipped.read(CONTENTS))
             _note(record, part, contents["files"], contents["removed"], here=0)
-        except DAMAGE:
+        except Exception as error:
+            if not _is_damage(error):
+                raise
             if (mirror / part).stat().st_size:  # else it was about to be deleted
                 _say(f"{mirror / part} is damaged and passed over; what only it held will be computed again. Remove it.")
             record.execute("INSERT INTO parts VALUES (?, 1, NULL)", [part])
@@ -446,6 +452,12 @@ def _settle_on_colab() -> None:
     elif (drive / "MyDrive").is_dir() and "SER_MIRROR" not in os.environ:
         os.environ["SER_MIRROR"] = str(drive / "MyDrive/ser-mirror")
         _say(f"{os.environ['SER_MIRROR']} gets a copy of what is derived; to have none, set it to nothing before")
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether an error is of those that reading a damaged zip raises; EINVAL: it was told to seek to where nothing can be."""
+    kinds = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, KeyError, ValueError, RuntimeError)
+    return isinstance(error, kinds) or (isinstance(error, OSError) and error.errno == errno.EINVAL)
 
 
 def _retrying(action: Callable, *arguments):

@@ -415,7 +415,7 @@ class Trainer:
             write_checkpoint(state, self.folder / f"epoch_{self.epoch:04d}.ckpt")
             for old in sorted(self.folder.glob("epoch_*.ckpt"))[:-2]:
                 old.unlink()
-            mirror.push(self.folder)
+            mirror.push(self.folder, wait=1)
         self.accelerator.wait_for_everyone()
 
     def resume(self) -> None:

@@ -75,6 +75,13 @@ def push_all() -> None:
     assert mirror._NOW.thread is None, "the push has ended"
 
 
+def wait_for_the_end() -> None:
+    deadline = time.monotonic() + 20
+    while mirror._NOW.thread is not None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 # What comes back
 
 
@@ -185,13 +192,12 @@ def test_many_small_parts_become_one(place, monkeypatch, tmp_path):
 
 def test_parts_mostly_out_of_date_are_written_anew(place, monkeypatch, tmp_path):
     monkeypatch.setattr(mirror, "PART_BYTES", 200_000)
-    for round_ in range(4):
-        for number in range(20):
-            if number % 10 or not round_:
-                write(f"{number}.csv", f"{round_}" * 5000)
+    for first in range(12):
+        for number in range(first, 20):
+            write(f"{number}.csv", f"{first:05d}" * 1000)
         push_all()
     push_all()
-    assert sum(path.stat().st_size for path in place.iterdir()) < 2 * 20 * (5000 + 500)
+    assert sum(path.stat().st_size for path in place.iterdir()) < 450_000, "870,000 were written, 100,000 are of use"
     expected = files()
     new_session(monkeypatch, tmp_path / "other")
     mirror.restore()
@@ -251,10 +257,12 @@ def test_interrupted_training_goes_on_on_another_machine(place, monkeypatch, tmp
     monkeypatch.setattr(mirror, "CHECKPOINTS_S", 0)
     assert not [text for text in net.recipe()["code"] if "mirror" in text], "what was trained before is found again"
     undisturbed = net.fit_predict(train, valid, test.inputs, 3, 5)
+    wait_for_the_end()
 
     new_session(monkeypatch, tmp_path / "second")
     shutil.rmtree(place)
     interrupt_training(monkeypatch, net, (train, valid, test.inputs, 3, 5), 4)
+    wait_for_the_end()
     new_session(monkeypatch, tmp_path / "third")
     mirror.restore()
     assert sorted(path.name for path in paths.work("checkpoints").rglob("*.ckpt")) == ["epoch_0003.ckpt", "epoch_0004.ckpt"]
@@ -287,6 +295,19 @@ def test_mount_that_drops_is_told_once_and_made_up_for(place, monkeypatch, capsy
     new_session(monkeypatch, tmp_path / "other")
     mirror.restore()
     assert files() == expected and len(expected) == 5
+
+
+def test_checkpoint_that_failed_goes_with_the_next_one(place, monkeypatch, tmp_path):
+    place.parent.rename(tmp_path / "unplugged")
+    mirror.push(write("checkpoints/x/1.ckpt", "x").parent)
+    (tmp_path / "unplugged").rename(place.parent)
+    mirror._NOW.rests_until = 0.0
+    mirror.push(write("checkpoints/y/1.ckpt", "y").parent)
+    wait_for_the_end()
+    expected = files()
+    new_session(monkeypatch, tmp_path / "other")
+    mirror.restore()
+    assert files() == expected and len(expected) == 2
 
 
 def test_an_empty_mount_point_is_not_taken_for_the_mirror(place, capsys, tmp_path):
@@ -327,7 +348,7 @@ def test_a_hanging_mount_does_not_hold_up_training(place, monkeypatch):
         mirror.push(write(f"checkpoints/x/{epoch}.ckpt", "1"))
     assert time.monotonic() - started < 2
     hangs.set()
-    mirror._NOW.thread.join(10)
+    wait_for_the_end()
     push_all()
     assert len(files()) == 19 and mirror.restore() == 0 and len(parts(place)) == 2
 
@@ -362,10 +383,10 @@ def test_no_damage_stops_a_restore(place, monkeypatch, tmp_path):
     push_all()
     expected, part, chance = files(), place / parts(place)[0], random.Random(0)
     whole = part.read_bytes()
-    for trial in range(150):
+    for trial in range(300):
         content = bytearray(whole)
         for _ in range(chance.choice([1, 3, 30])):
-            content[chance.randrange(len(content))] = chance.randrange(256)
+            content[-chance.randrange(1, chance.choice([2500, len(content)]))] = chance.randrange(256)  # the list is at its end
         part.write_bytes(content[:len(content) if trial % 3 else chance.randrange(len(content))])
         new_session(monkeypatch, tmp_path / f"machine {trial}")
         mirror.restore()
@@ -393,7 +414,7 @@ def test_mirror_out_of_reach_stops_the_start(place, monkeypatch):
     assert not (place.parent / "not mounted").exists()
 
 
-def test_spoilt_record_is_made_again(place, monkeypatch):
+def test_spoilt_record_is_made_again(place, monkeypatch, tmp_path):
     write("a.csv", "a")
     push_all()
     record = next(paths.work(".mirror").glob("*.sqlite"))
@@ -401,6 +422,11 @@ def test_spoilt_record_is_made_again(place, monkeypatch):
     write("b.csv", "b")
     push_all()
     assert len(parts(place)) == 2 and mirror.restore() == 0
+    (paths.work() / "a.csv").unlink()
+    push_all()
+    new_session(monkeypatch, tmp_path / "other")
+    mirror.restore()
+    assert files() == {"b.csv": "b"}, "what was found here is known to have been here"
 
 
 def test_part_that_somebody_deleted_is_brought_again(place, monkeypatch, tmp_path):
@@ -674,5 +700,6 @@ def test_first_cell_takes_a_mounted_drive_unless_told_not_to(colab):
 
 def test_first_cell_of_a_headless_run_leaves_all_to_run_all(colab):
     shutil.copytree(colab.content.parent / "origin", colab.content / "ser-notebooks")
+    (colab.content / "drive/MyDrive").mkdir(parents=True)
     happened = colab(SER_RUN_LOG=str(colab.content / "log"), SER_WORK=str(colab.content / "work"))
-    assert happened["calls"] == [] and not happened["watching"]
+    assert happened["calls"] == [] and happened["mirror"] is None and not happened["watching"]
