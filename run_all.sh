@@ -26,6 +26,8 @@ is active, or makes .venv in the project's folder.
   --help                this text
 
 SER_DATA is the folder of the raw corpora (default data/raw), SER_WORK that of everything derived (default data/work).
+SER_MIRROR is a folder on a disk that outlives the machine (a mounted Drive, say; default: none): results and checkpoints are
+copied there as they come, and brought back from there where they are lacking.
 END
 }
 
@@ -53,7 +55,7 @@ while (($#)); do
 done
 
 # Relative folders are meant from where the caller stands.
-for name in SER_DATA SER_WORK; do
+for name in SER_DATA SER_WORK SER_MIRROR; do
   [[ -z ${!name:-} || ${!name} == [/~]* ]] || export "$name=$PWD/${!name}"
 done
 cd "$(dirname "${BASH_SOURCE[0]}")"

@@ -4,7 +4,7 @@ The road of the data, in the order of the notebooks:
 
 ``corpora``/``iemocap`` → ``audio`` → ``features``, ``spectrograms`` → ``splits``, ``audit`` →
 ``nets``/``training``, ``estimators`` (both through ``experiment``) → ``metrics``, ``ensemble``, ``explain`` →
-``plots``, ``pipeline``.
+``plots``, ``pipeline`` (with ``mirror``).
 ``paths``, ``tables`` and ``cache`` are the ground all of them stand on.
 """
 

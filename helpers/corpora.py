@@ -4,8 +4,10 @@ Every corpus is one frozen :class:`Corpus` record with the same fields, so that 
 name that has no record is a user's own folder of audio (see :func:`read_folder`).
 """
 
+import calendar
 import hashlib
 import itertools
+import os
 import re
 import shutil
 import tempfile
@@ -140,6 +142,9 @@ def fetch(corpus: Corpus, root: Path) -> Path:
     try:
         with zipfile.ZipFile(archive) as file:
             file.extractall(unpacked)
+            for info in file.infolist():  # so that fingerprint finds the same after a second download
+                seconds = calendar.timegm((*info.date_time, 0, 0, 0))
+                os.utime(unpacked / info.filename, (seconds, seconds))
         unpacked.chmod(0o755)
         if root.is_dir():
             root.rmdir()  # empty, as locate saw: some systems do not rename onto a folder

@@ -8,6 +8,8 @@ Environment variables move the folders that can grow large:
     folder of everything that is derived from them (default ``data/work``).
 ``SER_MODELS``
     folder of pretrained models that were put there by hand, one sub-folder each (default ``SER_WORK/pretrained``).
+``SER_MIRROR``
+    folder on a disk that outlives the machine, to which results are brought as they come (``helpers.mirror``; default: none).
 """
 
 import os
@@ -30,6 +32,12 @@ def work(corpus: str = "", policy: str = "") -> Path:
 def models() -> Path:
     """Return the folder of pretrained models (``SER_MODELS``)."""
     return Path(os.environ.get("SER_MODELS") or work("pretrained")).expanduser().resolve()
+
+
+def mirror() -> Path | None:
+    """Return the folder that keeps a copy of what is derived (``SER_MIRROR``); None if there is none."""
+    place = os.environ.get("SER_MIRROR")
+    return Path(place).expanduser().resolve() if place else None
 
 
 def reports(corpus: str) -> Path:

@@ -23,7 +23,7 @@ from pathlib import Path
 import psutil
 import yaml
 
-from helpers import paths
+from helpers import mirror, paths
 from helpers.notebooks import Notebook, Refused, Settings, read_json, read_notebook, values_for, write
 from helpers.publish import badges, publish
 from helpers.report import write_report
@@ -32,7 +32,7 @@ from helpers.tables import file_hash
 # of helpers.pretrained, helpers.text and helpers.corpora
 SKIPPED = {"WeightsMissing": "weights missing", "TextMissing": "no text", "CorporaMissing": "one corpus alone"}
 PROCESSES = ".processes.json"  # in a corpus's work folder: what the run there has started
-UNTRACKED = {"plots", "pipeline"}  # they change how things look, not what comes out
+UNTRACKED = {"plots", "pipeline", "mirror"}  # they change how things look or where they lie, not what comes out
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("differ:" if options.check else "rewritten:", ", ".join(differing) or "none")
         return int(options.check and bool(differing))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends the kernel too
-    for name, place in {"SER_DATA": paths.data(), "SER_WORK": paths.work()}.items():
+    for name, place in {"SER_DATA": paths.data(), "SER_WORK": paths.work(), "SER_MIRROR": paths.mirror()}.items():
         if os.environ.get(name):
             os.environ[name] = str(place)  # kernels work in another folder: a relative one would be lost on them
     code = 2
@@ -60,8 +60,10 @@ def main(arguments: list[str] | None = None) -> int:
         settings = settings_from(options)
         books = [read_notebook(path) for path in sorted((settings.project / "notebooks").glob("[0-9][0-9]_*.ipynb"))]
         with locked(settings.work):
+            bring_back()
             outcomes = run(books, settings)
             print_table(outcomes, write_report(books, outcomes, settings))
+            mirror.push(wait=600)
             code = int(any(outcome["status"] == "failed" for outcome in outcomes.values()))
             if options.publish:
                 code = 1
@@ -76,6 +78,14 @@ def main(arguments: list[str] | None = None) -> int:
         print("\nrun_all.sh: interrupted; started again it continues with this notebook.", file=sys.stderr)
         code = 130
     return code
+
+
+def bring_back() -> None:
+    """Start from what the mirror has; without it, hours might go by on what was computed before."""
+    try:
+        mirror.start()
+    except (OSError, ValueError) as error:
+        raise Refused(str(error)) from None
 
 
 def settings_from(options: argparse.Namespace) -> Settings:
@@ -128,6 +138,7 @@ def run(books: list[Notebook], settings: Settings) -> dict[str, dict]:
             failed = outcome["status"] == "failed"
             print(f"{book.name:<28} {outcome['cells']:>3} cells {outcome['seconds']:>12.1f} s  {outcome['status']}",
                   *outcome["reason"].splitlines(), sep="\n    ", flush=True)
+            mirror.push()
         outcomes[book.name] = outcome
     return outcomes
 

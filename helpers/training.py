@@ -24,7 +24,7 @@ from accelerate.state import AcceleratorState
 from torch import nn
 from tqdm import tqdm
 
-from helpers import paths
+from helpers import mirror, paths
 from helpers.augment import Augmentation
 from helpers.cache import code, code_with_parts, recipe_hash, write_atomically
 from helpers.estimators import linear_head
@@ -415,6 +415,7 @@ class Trainer:
             write_checkpoint(state, self.folder / f"epoch_{self.epoch:04d}.ckpt")
             for old in sorted(self.folder.glob("epoch_*.ckpt"))[:-2]:
                 old.unlink()
+            mirror.push(self.folder, wait=1)
         self.accelerator.wait_for_everyone()
 
     def resume(self) -> None:

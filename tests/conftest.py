@@ -19,7 +19,8 @@ def private_work(tmp_path_factory, monkeypatch) -> Path:
     """Give every test a work folder of its own, and no memory of what an earlier test read."""
     folder = tmp_path_factory.mktemp("ser-work")
     monkeypatch.setenv("SER_WORK", str(folder))
-    monkeypatch.delenv("SER_RUN_LOG", raising=False)
+    for name in ("SER_RUN_LOG", "SER_MIRROR"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(tables, "_READ", {})
     return folder
 

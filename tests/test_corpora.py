@@ -330,6 +330,16 @@ def test_download_unpacks_says_the_size_and_tidies_up(served, data_folder, monke
     assert [p.name for p in data_folder.iterdir()] == ["ravdess"]
 
 
+def test_second_download_is_the_same_to_its_fingerprint(served, data_folder, monkeypatch):
+    monkeypatch.setitem(corpora.CORPORA, "ravdess", served[0])
+    found = []
+    for _ in range(2):
+        root = corpora.locate("ravdess", download=True)
+        found.append(corpora.fingerprint("ravdess"))
+        shutil.rmtree(root)
+    assert found[0] == found[1]
+
+
 def test_download_with_wrong_checksum_leaves_nothing(served, data_folder):
     with pytest.raises(ValueError, match="hash"):
         corpora.fetch(dataclasses.replace(served[0], md5="0" * 32), data_folder / "ravdess")

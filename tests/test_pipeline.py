@@ -427,7 +427,7 @@ def real(tmp_path) -> Path:
     """A copy of the package in a project of its own, with a made-up registry of corpora."""
     (tmp_path / "helpers").mkdir()
     for name in ("__init__.py", "paths.py", "cache.py", "tables.py", "pipeline.py", "notebooks.py", "report.py",
-                 "publish.py", "report.html"):
+                 "publish.py", "mirror.py", "report.html"):
         shutil.copy(HELPERS / name, tmp_path / "helpers")
     shutil.copytree(HELPERS / "profiles", tmp_path / "helpers/profiles")
     for profile in (tmp_path / "helpers/profiles").iterdir():
