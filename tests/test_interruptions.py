@@ -66,7 +66,8 @@ def test_killed_at_random_moments_the_results_are_the_same_and_nothing_is_comput
     assert process.returncode == 0, log.read_text()
     results = [next((tmp_path / name / "demo").glob("*/results.csv")).read_bytes() for name in ("whole", "killed")]
     assert results[0] == results[1] and len(results[0]) > 1000, f"seed {seed}"
-    assert set(stored(work)) == set(stored(tmp_path / "whole")), "the same folds and features were computed, no others"
+    there, expected = ({name for name in stored(place) if "/fingerprints/" not in name} for place in (work, tmp_path / "whole"))
+    assert there == expected, "the same folds and features, no others (05 listens to clips that it makes anew each time)"
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import interrupt_training, make_utterances
 
-from helpers import experiment, explain, paths, splits, training
+from helpers import experiment, explain, nets, paths, splits, training
 from helpers.augment import Augmentation
 from helpers.estimators import linear_head
 from helpers.experiment import Part, cross_validate
@@ -57,6 +57,23 @@ class Plain(torch.nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.layers(images.float() / 255)
+
+@pytest.mark.parametrize("make", [
+    lambda: (nets.MelResNet(4, (64, 32), dropout=0.0), torch.randint(1, 255, (8, 64, 32), dtype=torch.uint8)),
+    lambda: (nets.MelResNet(4, (64, 160), dropout=0.0), torch.randint(1, 255, (4, 64, 160), dtype=torch.uint8)),
+    lambda: (torch.nn.Conv1d(32, 32, 16, padding=8, groups=4), torch.randn(5, 32, 124)),
+    lambda: (torch.nn.Conv1d(128, 128, 16, padding=8, groups=16), torch.randn(5, 128, 124))])
+def test_half_precision_is_near_single_precision_on_this_processor(make):
+    torch.manual_seed(0)
+    for _ in range(3):  # some libraries are wrong now and then
+        net, inputs = make()
+        exact = net(inputs)
+        with torch.autocast("cpu", torch.bfloat16):
+            near = net(inputs)
+        near.float().square().mean().backward()
+        assert (near.float() - exact).abs().mean() < 0.15 * exact.abs().mean()
+        assert all(torch.isfinite(weights.grad).all() for weights in net.parameters())
+
 
 
 def test_a_batch_in_parts_teaches_the_same():
