@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import joblib
-import torch
 from threadpoolctl import ThreadpoolController
 from tqdm import tqdm
 
@@ -61,6 +60,8 @@ def side_by_side(compute: Callable, items: list) -> list:
 
 @functools.cache
 def _threads() -> ThreadPoolExecutor:
+    import torch  # late: processes that compute features do without
+
     return ThreadPoolExecutor(joblib.cpu_count(), "side_by_side", initializer=lambda: torch.set_num_threads(1))
 
 
