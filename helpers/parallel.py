@@ -1,14 +1,29 @@
-"""The ways in which work is spread: many clips over processes, the few pieces of an answer over threads."""
+"""The ways in which work is spread: many clips over processes or a cluster, the few pieces of an answer over threads.
+
+With ``SER_CLUSTER`` (``tcp://host:8786``, the address of a Dask scheduler) clips go to its workers instead of to processes of
+this machine. Audio is addressed by path: every worker has to see it under the same one. Results come back to whoever asked.
+What a worker stores or writes itself lies under the asker's ``SER_WORK``, which the machines should share.
+"""
 
 import functools
+import hashlib
+import os
+import platform
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 
 import joblib
 import torch
 from threadpoolctl import ThreadpoolController
 from tqdm import tqdm
+
+from helpers import paths
+
+CHUNK = 32  # clips that travel together: sending one alone costs the parent about as much as an image costs a worker
+ROUND = 16  # chunks per worker that are handed out before the results of earlier ones were taken: the parent holds no more
+WAIT_S = 10  # s; how long a scheduler, and then its first worker, may take to answer
 
 _ONE_AT_A_TIME = threading.Lock()
 
@@ -16,8 +31,8 @@ _ONE_AT_A_TIME = threading.Lock()
 def over_clips(compute: Callable, arguments: Iterable[tuple], n_jobs: int = -1, progress: str = "clips") -> Iterator:
     """Call ``compute(*arguments)`` for every clip, in parallel; hand the results over in order, as they come.
 
-    Clips travel in chunks: sending one costs the parent about as much as an image costs a worker. Any backend of joblib
-    will do, so ``with joblib.parallel_config("dask"):`` sends them to a cluster.
+    However many clips there are, and however slowly results are taken, no more than ``CHUNK`` × ``ROUND`` of them per worker
+    are held. What a worker of a cluster had not finished when it died is computed by another one.
 
     Parameters
     ----------
@@ -26,20 +41,29 @@ def over_clips(compute: Callable, arguments: Iterable[tuple], n_jobs: int = -1, 
     arguments
         One tuple per clip.
     n_jobs
-        Processes; -1 for all cores.
+        Processes; -1 for all cores. With ``SER_CLUSTER``: 1 for none, and any other number for all of the cluster's workers.
     progress
         Label of the progress bar.
+
+    Raises
+    ------
+    ConnectionError, ModuleNotFoundError, FileNotFoundError, RuntimeError
+        If the cluster can't be used: the text says what it lacks.
     """
     arguments = list(arguments)
-    size = min(max(len(arguments) // (8 * joblib.effective_n_jobs(n_jobs)), 1), 64)  # 8 chunks each, so that all end together
-    chunks = [arguments[i: i + size] for i in range(0, len(arguments), size)]
-    # "generator" hands chunks over as they are finished: the parent never holds more than a few
-    finished = joblib.Parallel(n_jobs=n_jobs, return_as="generator", batch_size=1)(
-        joblib.delayed(_each)(compute, chunk) for chunk in chunks)
-    with tqdm(total=len(arguments), desc=progress, unit="clip", mininterval=1) as bar:
-        for results in finished:
-            bar.update(len(results))
-            yield from results
+    address = os.environ.get("SER_CLUSTER") if n_jobs != 1 else None
+    with (tqdm(total=len(arguments), desc=progress, unit="clip", mininterval=1) as bar,
+          _cluster(address) if address else nullcontext() as client):
+        done = 0
+        while done < len(arguments):
+            pool, n_workers, task = _workers(client, n_jobs)  # anew for each round: a cluster grows and shrinks
+            size = min(max(len(arguments) // (8 * n_workers), 1), CHUNK)  # 8 chunks each, so that all end together
+            ends = range(done, min(done + ROUND * n_workers * size, len(arguments)), size)
+            # joblib hands out chunks however few results are taken: rounds are what keeps memory flat
+            for results in pool(task(compute, arguments[i: i + size]) for i in ends):
+                bar.update(len(results))
+                done += len(results)
+                yield from results
 
 
 def side_by_side(compute: Callable, items: list) -> list:
@@ -71,3 +95,71 @@ def _libraries() -> ThreadpoolController:
 
 def _each(compute: Callable, chunk: list[tuple]) -> list:
     return [compute(*one) for one in chunk]
+
+
+def _workers(client, n_jobs: int) -> tuple[joblib.Parallel, int, Callable]:
+    """Return what computes chunks, in how many places at once, and what makes a task of one."""
+    with joblib.parallel_config("dask", client=client) if client else nullcontext():  # the pool remembers it
+        n_jobs = -1 if client else n_jobs
+        pool, n_workers = joblib.Parallel(n_jobs, return_as="generator", batch_size=1), joblib.effective_n_jobs(n_jobs)
+    if client is None:
+        return pool, n_workers, joblib.delayed(_each)
+    there = functools.partial(_each_there, _code(), str(paths.work()))
+    return pool, n_workers, lambda compute, chunk: joblib.delayed(there)(_first_file(chunk), compute, chunk)
+
+
+@contextmanager
+def _cluster(address: str) -> Iterator:
+    """Connect with a Dask scheduler, and say in words what is wrong with its workers."""
+    try:
+        from distributed import Client, KilledWorker
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(f"SER_CLUSTER is set to {address}, and Dask is not installed: pip install --group cluster, "
+                                  "or unset SER_CLUSTER to compute on this machine") from None
+    place = f"SER_CLUSTER={address}"
+    try:
+        client = Client(address, timeout=WAIT_S, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise ConnectionError(f"no Dask scheduler answers at {place} ({error}): start one (dask scheduler), give its address "
+                              "as tcp://host:8786, or unset SER_CLUSTER to compute on this machine") from None
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=WAIT_S)
+        except TimeoutError:
+            raise ConnectionError(f"the scheduler at {place} has no workers after {WAIT_S} s: start some, in the project's "
+                                  f"folder: PYTHONPATH=. dask worker {address} --nworkers auto --nthreads 1") from None
+        try:
+            yield client
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(f"a worker of {place} lacks {error.name}: start workers in the project's folder, with "
+                                      "PYTHONPATH=. and the packages of requirements.txt") from error
+        except KilledWorker as error:
+            raise RuntimeError(f"{error.allowed_failures + 1} workers of {place} died of the same clips, the last one at "
+                               f"{error.last_worker.address}: memory is probably short there, so start fewer workers per "
+                               "machine; its log says more") from error
+
+
+def _each_there(code: str, work: str, file: str, compute: Callable, chunk: list[tuple]) -> list:
+    """Compute a chunk on a machine of the cluster, once it is known that it has the same code and sees the same files."""
+    here = f"the worker on {platform.node()}, started in {os.getcwd()},"
+    if code != _code():
+        raise RuntimeError(f"{here} has other code in {paths.PROJECT / 'helpers'} than whoever asked: bring it up to date "
+                           "there, and start its workers again")
+    if file and not os.path.isfile(file):
+        raise FileNotFoundError(f"{here} does not see {file}: every machine of the cluster needs the corpora under the same "
+                                "path (a shared folder, or a copy)")
+    os.environ["SER_WORK"] = work
+    return _each(compute, chunk)
+
+
+def _first_file(chunk: list[tuple]) -> str:
+    """Return a file that a chunk names, for a worker to look whether it sees it, too: what is nowhere is another matter."""
+    texts = (value for one in chunk for value in one if isinstance(value, str) and os.path.isabs(value))
+    return next(filter(os.path.isfile, texts), "")
+
+
+@functools.cache
+def _code() -> str:
+    """Hash this package: a result is stored under a recipe that whoever asks has made from the code."""
+    files = sorted((paths.PROJECT / "helpers").glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
