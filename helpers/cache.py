@@ -116,10 +116,17 @@ def write_atomically(path: Path, write: Callable) -> None:
         os.chmod(temporary, 0o644)  # mkstemp makes it private; the work folder may be shared
         os.replace(temporary, path)
     except OSError as error:
+        if error.errno is None or error.filename not in (None, temporary):
+            raise  # of what makes the content, not of the disk
         raise OSError(error.errno, f"could not write {path}: {error.strerror}. What was there before is untouched; "
                                    "free some space or set SER_WORK to another disk, then run again.") from error
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+@functools.cache
+def _source(thing: Callable | ModuleType) -> str:
+    return inspect.getsource(thing)  # a key per clip, of a corpus, must not read files
 
 
 def _update(digest, part) -> None:
@@ -141,7 +148,7 @@ def _update(digest, part) -> None:
         for item in sorted(part) if isinstance(part, (set, frozenset)) else part:
             _update(digest, item)
     elif isinstance(part, ModuleType) or inspect.isroutine(part) or inspect.isclass(part):
-        digest.update(inspect.getsource(part).encode())
+        digest.update(_source(part).encode())
     else:
         raise TypeError(f"a recipe can't hold {type(part).__name__} ({part!r:.80}): its content can't be hashed. "
                         "Give its parameters as numbers, strings, arrays or dictionaries instead.")

@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image, PngImagePlugin
 
-from helpers import audio, features
-from helpers.cache import recipe_hash, write_atomically
+from helpers import audio
+from helpers.cache import code_with_parts, recipe_hash, write_atomically
 from helpers.features import FrontEnd, mel_spectrogram
 from helpers.parallel import over_clips
 
@@ -71,7 +71,7 @@ def write_images(utterances: pd.DataFrame, folder: Path, front_end: FrontEnd = I
     """
     from helpers.tables import note_output  # late: who only reads a signal does not need tables
 
-    recipe = recipe_hash(asdict(front_end), DB_MIN, DB_MAX, mel_image, features, audio)
+    recipe = recipe_hash(asdict(front_end), code_with_parts(mel_image), code_with_parts(audio.load))
     names = [f"{u.emotion_native}/{u.utterance_id.split('/', 1)[1]}.png" for u in utterances.itertuples()]
     jobs = ((u.path, u.start_s, u.end_s, Path(folder) / name, recipe_hash(u.audio_hash, recipe), front_end)
             for u, name in zip(utterances.itertuples(), names, strict=True))
