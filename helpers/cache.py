@@ -3,19 +3,23 @@
 A result is stored under a hash of everything it depends on (its *recipe*), so it is found again exactly when nothing
 that matters has changed, on any run, in any order, and whoever asks. Values are dictionaries of arrays, kept as
 ``.npz`` without pickles; a file appears under its name only when it is complete.
+
+One small file per clip is meant: any number of processes and machines write at once without a lock, whoever is killed loses
+one clip, and a look-up costs a fraction of a millisecond. ``benchmarks/scale.py`` says what that comes to.
 """
 
 import ast
 import functools
 import hashlib
 import inspect
+import itertools
 import os
 import re
 import sys
 import tempfile
 import textwrap
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import is_dataclass
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +28,8 @@ import numpy as np
 import pandas as pd
 
 from helpers import paths
+
+LARGE_BYTES = 1_000_000_000  # an array above that stays on disk
 
 
 def recipe_hash(*parts) -> str:
@@ -63,6 +69,45 @@ def fetch(kind: str, key: str, compute: Callable[[], dict[str, np.ndarray]]) -> 
     result = compute()
     write_atomically(stored, lambda handle: np.savez(handle, **result))
     return result
+
+
+def stacked(kind: str, key: str, rows: Iterable[np.ndarray], n_rows: int) -> np.ndarray:
+    """Stack rows of the same shape into one array; one above ``LARGE_BYTES`` is a file that is read where it is used.
+
+    Parameters
+    ----------
+    kind, key
+        As for :func:`fetch`. A large array that is stored is not made again.
+    rows
+        Made one by one.
+    n_rows
+        How many there are.
+
+    Returns
+    -------
+    np.ndarray [shape=(n_rows, ...)]
+        In memory, or mapped from a file under ``SER_WORK/cache`` and read-only.
+    """
+    stored = stored_at(kind, key).with_suffix(".npy")
+    if stored.is_file():
+        return np.load(stored, mmap_mode="r")
+    rows = iter(rows)
+    first = next(rows)
+    shape = (n_rows, *first.shape)
+    if first.nbytes * n_rows <= LARGE_BYTES:
+        result = np.empty(shape, first.dtype)
+        for i, row in enumerate(itertools.chain([first], rows)):
+            result[i] = row
+        return result
+
+    def write(handle) -> None:  # by writing, not through the mapped file: its pages would count as this process's memory
+        layout = {"descr": np.lib.format.dtype_to_descr(first.dtype), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_2_0(handle, layout)
+        for row in itertools.chain([first], rows):
+            handle.write(np.ascontiguousarray(row).data)
+
+    write_atomically(stored, write)
+    return np.load(stored, mmap_mode="r")
 
 
 @functools.cache

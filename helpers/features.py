@@ -208,7 +208,8 @@ def descriptors_parts(utterances: pd.DataFrame, front_end: FrontEnd = SEQUENCE, 
     jobs = ((u.path, u.start_s, u.end_s, front_end) for u in utterances.itertuples())
     names = _curves(np.zeros(front_end.sampling_rate, np.float32), front_end)[1]
     ids, curves, size = [], [], 0
-    for utterance_id, own in zip(utterances["utterance_id"], over_clips(_sequence, jobs, n_jobs, "descriptors"), strict=True):
+    made = over_clips(_sequence, jobs, n_jobs, "descriptors", len(utterances))
+    for utterance_id, own in zip(utterances["utterance_id"], made, strict=True):
         ids.append(utterance_id)
         curves.append(own)
         size += own.nbytes
@@ -441,7 +442,7 @@ def _functional_rows(utterances: pd.DataFrame, front_end: FrontEnd, n_jobs: int,
     recipe = recipe_hash(asdict(front_end), code_with_parts(functionals), code_with_parts(audio.load))
     jobs = ((u.path, u.start_s, u.end_s, u.audio_hash, front_end, recipe) for u in utterances.itertuples())
     names = list(functionals(np.zeros(front_end.sampling_rate, np.float32), front_end))
-    return names, over_clips(_stored_functionals, jobs, n_jobs, progress)
+    return names, over_clips(_stored_functionals, jobs, n_jobs, progress, len(utterances))
 
 
 def _as_table(ids: pd.Series, names: list[str], rows: Iterable[np.ndarray]) -> pd.DataFrame:

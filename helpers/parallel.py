@@ -7,6 +7,7 @@ What a worker stores or writes itself lies under the asker's ``SER_WORK``, which
 
 import functools
 import hashlib
+import itertools
 import os
 import platform
 import threading
@@ -28,7 +29,8 @@ WAIT_S = 10  # s; how long a scheduler, and then its first worker, may take to a
 _ONE_AT_A_TIME = threading.Lock()
 
 
-def over_clips(compute: Callable, arguments: Iterable[tuple], n_jobs: int = -1, progress: str = "clips") -> Iterator:
+def over_clips(compute: Callable, arguments: Iterable[tuple], n_jobs: int = -1, progress: str = "clips",
+               total: int | None = None) -> Iterator:
     """Call ``compute(*arguments)`` for every clip, in parallel; hand the results over in order, as they come.
 
     However many clips there are, and however slowly results are taken, no more than ``CHUNK`` × ``ROUND`` of them per worker
@@ -44,23 +46,27 @@ def over_clips(compute: Callable, arguments: Iterable[tuple], n_jobs: int = -1, 
         Processes; -1 for all cores. With ``SER_CLUSTER``: 1 for none, and any other number for all of the cluster's workers.
     progress
         Label of the progress bar.
+    total
+        How many clips there are. With it, `arguments` may come from a generator that is asked for them as they are needed.
 
     Raises
     ------
     ConnectionError, ModuleNotFoundError, FileNotFoundError, RuntimeError
         If the cluster can't be used: the text says what it lacks.
     """
-    arguments = list(arguments)
+    if total is None:
+        arguments = list(arguments)
+        total = len(arguments)
+    arguments, done = iter(arguments), 0
     address = os.environ.get("SER_CLUSTER") if n_jobs != 1 else None
-    with (tqdm(total=len(arguments), desc=progress, unit="clip", mininterval=1) as bar,
+    with (tqdm(total=total, desc=progress, unit="clip", mininterval=1) as bar,
           _cluster(address) if address else nullcontext() as client):
-        done = 0
-        while done < len(arguments):
+        while done < total:
             pool, n_workers, task = _workers(client, n_jobs)  # anew for each round: a cluster grows and shrinks
-            size = min(max(len(arguments) // (8 * n_workers), 1), CHUNK)  # 8 chunks each, so that all end together
-            ends = range(done, min(done + ROUND * n_workers * size, len(arguments)), size)
+            size = min(max(total // (8 * n_workers), 1), CHUNK)  # 8 chunks each, so that all end together
+            n_chunks = min(ROUND * n_workers, -(-(total - done) // size))
             # joblib hands out chunks however few results are taken: rounds are what keeps memory flat
-            for results in pool(task(compute, arguments[i: i + size]) for i in ends):
+            for results in pool(task(compute, list(itertools.islice(arguments, size))) for _ in range(n_chunks)):
                 bar.update(len(results))
                 done += len(results)
                 yield from results
