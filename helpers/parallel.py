@@ -11,9 +11,10 @@ import itertools
 import os
 import platform
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import joblib
 import torch
@@ -23,18 +24,18 @@ from tqdm import tqdm
 from helpers import paths
 
 CHUNK = 32  # clips that travel together: sending one alone costs the parent about as much as an image costs a worker
-ROUND = 16  # chunks per worker that are handed out before the results of earlier ones were taken: the parent holds no more
+ROUND = 16  # chunks per worker that are under way, or done and not yet taken: the parent holds no more
 WAIT_S = 10  # s; how long a scheduler, and then its first worker, may take to answer
 
 _ONE_AT_A_TIME = threading.Lock()
 
 
 def over_clips(compute: Callable, arguments: Iterable[tuple], n_jobs: int = -1, progress: str = "clips",
-               total: int | None = None) -> Iterator:
+               total: int | None = None, together: int = CHUNK) -> Iterator:
     """Call ``compute(*arguments)`` for every clip, in parallel; hand the results over in order, as they come.
 
-    However many clips there are, and however slowly results are taken, no more than ``CHUNK`` × ``ROUND`` of them per worker
-    are held. What a worker of a cluster had not finished when it died is computed by another one.
+    However many clips there are, and however slowly results are taken, no more than ``ROUND`` chunks of them per worker are
+    held. What a worker of a cluster had not finished when it died is computed by another one.
 
     Parameters
     ----------
@@ -49,6 +50,9 @@ def over_clips(compute: Callable, arguments: Iterable[tuple], n_jobs: int = -1, 
     total
         How many clips there are. With it, `arguments` may come from a generator that is asked for them as they are needed.
 
+    together
+        Clips that travel in one chunk, at most.
+
     Raises
     ------
     ConnectionError, ModuleNotFoundError, FileNotFoundError, RuntimeError
@@ -57,19 +61,13 @@ def over_clips(compute: Callable, arguments: Iterable[tuple], n_jobs: int = -1, 
     if total is None:
         arguments = list(arguments)
         total = len(arguments)
-    arguments, done = iter(arguments), 0
     address = os.environ.get("SER_CLUSTER") if n_jobs != 1 else None
-    with (tqdm(total=total, desc=progress, unit="clip", mininterval=1) as bar,
-          _cluster(address) if address else nullcontext() as client):
-        while done < total:
-            pool, n_workers, task = _workers(client, n_jobs)  # anew for each round: a cluster grows and shrinks
-            size = min(max(total // (8 * n_workers), 1), CHUNK)  # 8 chunks each, so that all end together
-            n_chunks = min(ROUND * n_workers, -(-(total - done) // size))
-            # joblib hands out chunks however few results are taken: rounds are what keeps memory flat
-            for results in pool(task(compute, list(itertools.islice(arguments, size))) for _ in range(n_chunks)):
-                bar.update(len(results))
-                done += len(results)
-                yield from results
+    chunks = _on_cluster(address, compute, iter(arguments), total, together) if address else _in_processes(
+        n_jobs, compute, iter(arguments), total, together)
+    with tqdm(total=total, desc=progress, unit="clip", mininterval=1) as bar:
+        for results in chunks:
+            bar.update(len(results))
+            yield from results
 
 
 def side_by_side(compute: Callable, items: list) -> list:
@@ -103,15 +101,51 @@ def _each(compute: Callable, chunk: list[tuple]) -> list:
     return [compute(*one) for one in chunk]
 
 
-def _workers(client, n_jobs: int) -> tuple[joblib.Parallel, int, Callable]:
-    """Return what computes chunks, in how many places at once, and what makes a task of one."""
-    with joblib.parallel_config("dask", client=client) if client else nullcontext():  # the pool remembers it
-        n_jobs = -1 if client else n_jobs
-        pool, n_workers = joblib.Parallel(n_jobs, return_as="generator", batch_size=1), joblib.effective_n_jobs(n_jobs)
-    if client is None:
-        return pool, n_workers, joblib.delayed(_each)
-    there = functools.partial(_each_there, _code(), str(paths.work()))
-    return pool, n_workers, lambda compute, chunk: joblib.delayed(there)(_first_file(chunk), compute, chunk)
+def _chunk_size(total: int, together: int, n_workers: int) -> int:
+    return min(max(total // (8 * n_workers), 1), together)  # 8 chunks each, so that all end together
+
+
+def _in_processes(n_jobs: int, compute: Callable, arguments: Iterator[tuple], total: int, together: int) -> Iterator[list]:
+    n_workers = joblib.effective_n_jobs(n_jobs)
+    size = _chunk_size(total, together, n_workers)
+    left = -(-total // size)
+    while left > 0:  # joblib hands out chunks however few results are taken: rounds are what keeps memory flat
+        now = min(left, ROUND * n_workers)
+        yield from joblib.Parallel(n_jobs, return_as="generator", batch_size=1)(
+            joblib.delayed(_each)(compute, list(itertools.islice(arguments, size))) for _ in range(now))
+        left -= now
+
+
+def _on_cluster(address: str, compute: Callable, arguments: Iterator[tuple], total: int, together: int) -> Iterator[list]:
+    """Send chunks to the workers of a Dask scheduler.
+
+    Not through joblib's own backend for Dask: with joblib 1.6 whoever takes the results waits for ever when Dask gives a task
+    up, because no worker can import it or because several died of it.
+    """
+    with _cluster(address) as client:
+        n_workers = sum(client.ncores().values())
+        size, waiting = _chunk_size(total, together, n_workers), deque()
+        code, work = _code(), str(paths.work())
+        for _ in range(-(-total // size)):
+            chunk = list(itertools.islice(arguments, size))
+            waiting.append(client.submit(_each_there, code, work, _first_file(chunk), compute, chunk, pure=False))
+            if len(waiting) == ROUND * n_workers:
+                yield _result(client, waiting.popleft())
+        while waiting:
+            yield _result(client, waiting.popleft())
+
+
+def _result(client, future) -> list:
+    """Wait for a chunk as long as there are workers."""
+    while True:
+        try:
+            return future.result(timeout=WAIT_S)
+        except TimeoutError:
+            if future.done():
+                raise  # the clip's own
+            if not client.ncores():
+                raise ConnectionError(f"all workers of SER_CLUSTER={client.scheduler.address} are gone: start some, then run "
+                                      "this again; what was stored is not computed again") from None
 
 
 @contextmanager

@@ -108,7 +108,7 @@ class Clips(Sequence):
 
     def __getitem__(self, i: int) -> np.ndarray:
         """Return a clip, shape ``(n_samples,)``, int16."""
-        n, end = int(self.lengths[i]), int(self.ends[i])  # an index that is too large is numpy's to refuse: it ends a loop
+        n, end = int(self.lengths[i]), int(self.ends[i])  # numpy refuses an index that is too large: that ends a loop
         return np.fromfile(self.path, np.int16, n, offset=2 * (end - n))
 
 
@@ -268,7 +268,7 @@ def embeddings(name: str, clips: Sequence[np.ndarray], device: str = "auto", bat
     heard = ([clips[missing[row]] for row in rows] for rows in batches)
     if os.environ.get("SER_CLUSTER"):
         jobs = ((name, weights, device, str(encoder.precision), batch) for batch in heard)
-        made = over_clips(_pooled_there, jobs, progress=f"embeddings, {name}, batches", total=len(batches))
+        made = over_clips(_pooled_there, jobs, progress=f"embeddings, {name}, batches", total=len(batches), together=1)
     else:
         made = (pooled(encoder, batch) for batch in heard)
     with tqdm(total=len(clips), initial=len(clips) - len(missing), desc=f"embeddings, {name}", unit="clip") as bar:
