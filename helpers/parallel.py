@@ -7,6 +7,7 @@ What a worker stores or writes itself lies under the asker's ``SER_WORK``, which
 
 import functools
 import hashlib
+import importlib.util
 import itertools
 import os
 import platform
@@ -145,7 +146,7 @@ def _result(client, future) -> list:
                 raise  # the clip's own
             if not client.ncores():
                 raise ConnectionError(f"all workers of SER_CLUSTER={client.scheduler.address} are gone: start some, then run "
-                                      "this again; what was stored is not computed again") from None
+                                      "this again; their logs say why, and what was stored is not computed again") from None
 
 
 @contextmanager
@@ -168,11 +169,15 @@ def _cluster(address: str) -> Iterator:
         except TimeoutError:
             raise ConnectionError(f"the scheduler at {place} has no workers after {WAIT_S} s: start some, in the project's "
                                   f"folder: PYTHONPATH=. dask worker {address} --nworkers auto --nthreads 1") from None
+        # asked beforehand: a worker that can't import what it is sent ends without an answer
+        if lacking := [worker for worker, found in client.run(importlib.util.find_spec, "helpers").items() if found is None]:
+            raise ModuleNotFoundError(f"{len(lacking)} worker(s) of {place} do not find this project, e.g. {lacking[0]}: start "
+                                      f"them in its folder, as PYTHONPATH=. dask worker {address} --nworkers auto --nthreads 1")
         try:
             yield client
         except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(f"a worker of {place} lacks {error.name}: start workers in the project's folder, with "
-                                      "PYTHONPATH=. and the packages of requirements.txt") from error
+            raise ModuleNotFoundError(f"a worker of {place} lacks {error.name}: it needs the packages of requirements.txt, in "
+                                      "the versions that are here") from error
         except KilledWorker as error:
             raise RuntimeError(f"{error.allowed_failures + 1} workers of {place} died of the same clips, the last one at "
                                f"{error.last_worker.address}: memory is probably short there, so start fewer workers per "
@@ -189,7 +194,8 @@ def _each_there(code: str, work: str, file: str, compute: Callable, chunk: list[
         raise FileNotFoundError(f"{here} does not see {file}: every machine of the cluster needs the corpora under the same "
                                 "path (a shared folder, or a copy)")
     os.environ["SER_WORK"] = work
-    return _each(compute, chunk)
+    with _libraries().limit(limits=1, user_api="blas"):  # as in joblib's processes: with more, the last bits differ
+        return _each(compute, chunk)
 
 
 def _first_file(chunk: list[tuple]) -> str:
