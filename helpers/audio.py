@@ -129,7 +129,20 @@ def measure_all(utterances: pd.DataFrame, n_jobs: int = -1) -> pd.DataFrame:
     """
     jobs = ((u.path, u.start_s, u.end_s) for u in utterances.itertuples())
     table = pd.DataFrame(over_clips(_stored_measure, jobs, n_jobs, "audio", len(utterances)))
-    ids, quality = utterances["utterance_id"].to_numpy(object), table["quality"].to_numpy(object, copy=True)
+    return table.assign(quality=same_audio(table, utterances["utterance_id"]))
+
+
+def same_audio(table: pd.DataFrame, utterance_ids: pd.Series) -> pd.Series:
+    """Return the quality of clips, of which those whose decoded audio is the same say so.
+
+    Parameters
+    ----------
+    table
+        With ``audio_hash`` and ``quality``, a row per clip.
+    utterance_ids
+        Of the rows.
+    """
+    ids, quality = utterance_ids.to_numpy(object), table["quality"].to_numpy(object, copy=True)
     twice = table.index[table["audio_hash"].duplicated(keep=False) & (table["audio_hash"] != "")]
     for same in table.loc[twice].groupby("audio_hash").groups.values():
         for i in same:
@@ -137,7 +150,7 @@ def measure_all(utterances: pd.DataFrame, n_jobs: int = -1) -> pd.DataFrame:
             more = len(same) - 1 - len(others)
             quality[i] = ("" if quality[i] == "ok" else quality[i] + "; ") + f"same audio as {', '.join(others)}" + (
                 f" and {more} more" if more else "")
-    return table.assign(quality=pd.Series(quality, dtype=table["quality"].dtype))
+    return pd.Series(quality, dtype=table["quality"].dtype)
 
 
 def levelled(signal: np.ndarray) -> np.ndarray:

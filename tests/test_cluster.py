@@ -1,5 +1,6 @@
 """Clips on a Dask cluster: a real scheduler and workers, one of which is killed; the same result, or an error in words."""
 
+import json
 import os
 import signal
 import socket
@@ -220,3 +221,25 @@ def test_no_more_is_computed_than_is_taken():
     time.sleep(2)  # enough for all of them
     assert len(asked) <= 2 * parallel.CHUNK * parallel.ROUND < n
     assert list(results) == [i * i for i in range(3, n)] and len(asked) == n
+
+
+NOTEBOOK = """
+from pathlib import Path
+from accelerate import PartialState
+state = PartialState(cpu=True)
+(Path(FOLDER) / f"{state.process_index} of {state.num_processes}").write_text(f"{CORPUS} {N_JOBS}")
+"""
+
+
+def test_accelerate_runs_a_notebook_in_every_process(tmp_path):
+    cells = [{"cell_type": "markdown", "metadata": {}, "source": "# 01 · Two processes"},
+             {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "outputs": [], "execution_count": None,
+              "source": 'CORPUS = "ravdess"  # corpus\nFOLDER = ""  # where\nN_JOBS = -1  # processes'},
+             {"cell_type": "code", "metadata": {}, "outputs": [], "execution_count": None, "source": NOTEBOOK}]
+    book = tmp_path / "01_two.ipynb"
+    book.write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+    command = ["accelerate.commands.launch", "--config_file", "accelerate.yaml", "--main_process_port", "0", "-m",
+               "helpers.notebooks", str(book), "CORPUS=demo", f"FOLDER={tmp_path}"]
+    done = subprocess.run([sys.executable, "-m", *command], cwd=paths.PROJECT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert {path.name: path.read_text() for path in tmp_path.glob("* of *")} == {"0 of 2": "demo 1", "1 of 2": "demo 1"}
