@@ -26,10 +26,9 @@ import numpy as np
 import pandas as pd
 import timing
 from audit import large_tables
-from embeddings import base_size
 from joblib.externals.loky import get_reusable_executor
 
-from helpers import audio, features, paths, spectrograms, tables, wav2vec2
+from helpers import audio, features, paths, spectrograms, tables
 
 LINEAR, FLAT, TWO_WORKERS, MUST_SECONDS = 0.15, 1.3, 1.6, 60.0
 KINDS = ("functionals", "descriptors", "images", "embeddings")
@@ -53,6 +52,8 @@ def work(kind: str, rows: pd.DataFrame, folder: Path) -> None:
     elif kind == "images":
         spectrograms.write_images(rows, folder / "images")
     else:
+        from helpers import wav2vec2  # here: what it imports would be most of the memory of the others
+
         clips = wav2vec2.prepare(rows, "energy")[1]
         # clips repeat, and what is stored is found by its samples: the last ones tell them apart
         marked = (np.append(clip, [i // 200, i % 200]) for i, clip in enumerate(clips))
@@ -177,6 +178,10 @@ def many_rows(n: int) -> bool:
 
 def on_paper(figures: pd.DataFrame, scaled: float) -> None:
     """Print what MSP-Podcast costs, from the rates of the largest size of each kind, and of a network of wav2vec 2.0's size."""
+    from embeddings import base_size
+
+    from helpers import wav2vec2
+
     largest = figures.sort_values("clips").groupby("kind").last()
     rate = largest["clips"] * largest["audio_s"] / largest["seconds"]  # × real time, on this machine's cores
     size = dict(largest["written"] / largest["audio_s"] * MSP_HOURS * 3600 / 1e9)

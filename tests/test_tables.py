@@ -7,14 +7,15 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import make_predictions, make_utterances
+from conftest import make_predictions, make_utterances, write_audio
 
-from helpers import cache, metrics, paths, splits, tables
+from helpers import audio, cache, metrics, paths, splits, tables, wav2vec2
 
 
 @pytest.fixture
@@ -367,3 +368,33 @@ def test_a_large_array_stays_on_disk_and_is_not_made_again(monkeypatch, private_
     again = cache.stacked("toy", "a" * 32, iter(()), 4)
     assert not isinstance(small, np.memmap) and isinstance(large, np.memmap) and isinstance(again, np.memmap)
     assert (small == rows).all() and (large == rows).all() and (again == rows).all() and large.dtype == np.uint8
+
+
+def test_clips_on_disk_are_read_one_by_one_and_loops_over_them_end(tmp_path):
+    made = [np.arange(n, dtype=np.int16) - n for n in (3, 0, 5)]
+    found = wav2vec2.Clips.write(tmp_path / "clips.int16", iter(made))
+    assert len(found) == 3 and found.lengths.tolist() == [3, 0, 5] and found[-1].tolist() == made[2].tolist()
+    for one, other in zip(found, made, strict=True):
+        assert one.dtype == np.int16 and one.tolist() == other.tolist()
+
+
+def test_the_quality_report_names_some_of_many_clips_of_the_same_audio():
+    n = 20_000
+    table = pd.DataFrame({"audio_hash": ["silence"] * n + ["", "", "own"], "quality": ["ok"] * (n + 2) + ["clipped"]})
+    ids = pd.Series([f"toy/{i}" for i in range(n + 3)])
+    before = time.perf_counter()
+    found = audio.same_audio(table, ids)
+    assert time.perf_counter() - before < 10, "naming all of them would be 400 million names"
+    assert found[0] == f"same audio as {', '.join(ids[1:11])} and {n - 11} more"
+    assert found[5] == f"same audio as {', '.join(ids[[0, 1, 2, 3, 4, 6, 7, 8, 9, 10]])} and {n - 11} more"
+    assert found[n:].tolist() == ["ok", "ok", "clipped"]
+
+
+def test_measures_that_an_earlier_version_stored_are_found(tmp_path, monkeypatch):
+    path = str(write_audio(tmp_path / "a.wav"))
+    now = audio._stored_measure(path, np.nan, np.nan)
+    stored = next((paths.work("cache") / "measures").rglob("*.npz"))
+    np.savez(stored, **{name: np.array(value) for name, value in now.items()})
+    monkeypatch.setattr(audio, "measure", None)  # not to be called
+    monkeypatch.setattr(audio, "recipe_hash", lambda *parts: stored.stem)
+    assert audio._stored_measure(path, np.nan, np.nan) == now and now["quality"] == "ok"
