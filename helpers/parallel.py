@@ -18,7 +18,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import joblib
-import torch
 from threadpoolctl import ThreadpoolController
 from tqdm import tqdm
 
@@ -90,7 +89,12 @@ def side_by_side(compute: Callable, items: list) -> list:
 
 @functools.cache
 def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(joblib.cpu_count(), "side_by_side", initializer=lambda: torch.set_num_threads(1))
+    def rest() -> None:
+        import torch  # late: it would be most of the memory of a process that computes features, and of its start
+
+        torch.set_num_threads(1)
+
+    return ThreadPoolExecutor(joblib.cpu_count(), "side_by_side", initializer=rest)
 
 
 @functools.cache
