@@ -164,7 +164,9 @@ def write_parts(parts: Iterable[pd.DataFrame], path: Path, schema: str, *, noteb
                 where = path.with_name(f"{path.name}, part {number}")
                 rows = pyarrow.Table.from_pandas(_validated(part, schema, where, "nothing was written"), preserve_index=False)
                 if writer is None:
-                    writer = pyarrow.parquet.ParquetWriter(handle, rows.schema, write_statistics=["utterance_id"])
+                    # numbers hardly repeat: dictionaries and statistics of them cost time and memory, and gain nothing
+                    names = [field.name for field in rows.schema if not pyarrow.types.is_floating(field.type)]
+                    writer = pyarrow.parquet.ParquetWriter(handle, rows.schema, use_dictionary=names, write_statistics=names)
                     columns.extend(rows.column_names)
                 if rows.column_names != columns:
                     strange = sorted({*columns} ^ {*rows.column_names})[:10] or "their order"
