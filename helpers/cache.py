@@ -3,19 +3,23 @@
 A result is stored under a hash of everything it depends on (its *recipe*), so it is found again exactly when nothing
 that matters has changed, on any run, in any order, and whoever asks. Values are dictionaries of arrays, kept as
 ``.npz`` without pickles; a file appears under its name only when it is complete.
+
+One small file per clip is meant: any number of processes and machines write at once without a lock, whoever is killed loses
+one clip, and a look-up costs a fraction of a millisecond. ``benchmarks/scale.py`` says what that comes to.
 """
 
 import ast
 import functools
 import hashlib
 import inspect
+import itertools
 import os
 import re
 import sys
 import tempfile
 import textwrap
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import is_dataclass
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +28,8 @@ import numpy as np
 import pandas as pd
 
 from helpers import paths
+
+LARGE_BYTES = 1_000_000_000  # an array above that stays on disk
 
 
 def recipe_hash(*parts) -> str:
@@ -63,6 +69,45 @@ def fetch(kind: str, key: str, compute: Callable[[], dict[str, np.ndarray]]) -> 
     result = compute()
     write_atomically(stored, lambda handle: np.savez(handle, **result))
     return result
+
+
+def stacked(kind: str, key: str, rows: Iterable[np.ndarray], n_rows: int) -> np.ndarray:
+    """Stack rows of the same shape into one array; one above ``LARGE_BYTES`` is a file that is read where it is used.
+
+    Parameters
+    ----------
+    kind, key
+        As for :func:`fetch`. A large array that is stored is not made again.
+    rows
+        Made one by one.
+    n_rows
+        How many there are.
+
+    Returns
+    -------
+    np.ndarray [shape=(n_rows, ...)]
+        In memory, or mapped from a file under ``SER_WORK/cache`` and read-only.
+    """
+    stored = stored_at(kind, key).with_suffix(".npy")
+    if stored.is_file():
+        return np.load(stored, mmap_mode="r")
+    rows = iter(rows)
+    first = next(rows)
+    shape = (n_rows, *first.shape)
+    if first.nbytes * n_rows <= LARGE_BYTES:
+        result = np.empty(shape, first.dtype)
+        for i, row in enumerate(itertools.chain([first], rows)):
+            result[i] = row
+        return result
+
+    def write(handle) -> None:  # by writing, not through the mapped file: its pages would count as this process's memory
+        layout = {"descr": np.lib.format.dtype_to_descr(first.dtype), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_2_0(handle, layout)
+        for row in itertools.chain([first], rows):
+            handle.write(np.ascontiguousarray(row).data)
+
+    write_atomically(stored, write)
+    return np.load(stored, mmap_mode="r")
 
 
 @functools.cache
@@ -116,10 +161,17 @@ def write_atomically(path: Path, write: Callable) -> None:
         os.chmod(temporary, 0o644)  # mkstemp makes it private; the work folder may be shared
         os.replace(temporary, path)
     except OSError as error:
+        if error.errno is None or error.filename not in (None, temporary):
+            raise  # of what makes the content, not of the disk
         raise OSError(error.errno, f"could not write {path}: {error.strerror}. What was there before is untouched; "
                                    "free some space or set SER_WORK to another disk, then run again.") from error
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+@functools.cache
+def _source(thing: Callable | ModuleType) -> str:
+    return inspect.getsource(thing)  # a key per clip, of a corpus, must not read files
 
 
 def _update(digest, part) -> None:
@@ -141,7 +193,7 @@ def _update(digest, part) -> None:
         for item in sorted(part) if isinstance(part, (set, frozenset)) else part:
             _update(digest, item)
     elif isinstance(part, ModuleType) or inspect.isroutine(part) or inspect.isclass(part):
-        digest.update(inspect.getsource(part).encode())
+        digest.update(_source(part).encode())
     else:
         raise TypeError(f"a recipe can't hold {type(part).__name__} ({part!r:.80}): its content can't be hashed. "
                         "Give its parameters as numbers, strings, arrays or dictionaries instead.")

@@ -12,7 +12,7 @@ descriptor.
 
 import itertools
 import math
-import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
 
@@ -22,9 +22,10 @@ import scipy.fft
 from numpy.lib.stride_tricks import sliding_window_view
 
 from helpers import audio
-from helpers.cache import fetch, recipe_hash
+from helpers.cache import code_with_parts, fetch, recipe_hash
 from helpers.parallel import over_clips
 
+PART_BYTES = 16_000_000  # of a table that is made in parts: smaller ones would be mostly descriptions of columns
 _FLOOR = 1e-10  # power below which nothing is heard: -100 dB
 _MEL_STEP = math.log(6.4) / 27  # from one mel to the next, above 1 kHz
 _MOVING_TOGETHER = (*(f"mfcc{i:02d}" for i in range(13)), "rms_db", "f0_st")  # whose correlations are functionals
@@ -170,17 +171,17 @@ def functionals_table(utterances: pd.DataFrame, front_end: FrontEnd = FrontEnd()
     pd.DataFrame
         ``utterance_id`` and one float32 column per functional, rows in the order of `utterances`.
     """
-    recipe = recipe_hash(asdict(front_end), sys.modules[__name__], audio)
-    rows = over_clips(_stored_functionals, ((u.path, u.start_s, u.end_s, u.audio_hash, front_end, recipe)
-                                            for u in utterances.itertuples()), n_jobs, progress)
-    # the names are those of any clip: sent along with each row they would be most of what travels
-    names = list(functionals(np.zeros(front_end.sampling_rate, np.float32), front_end))
-    values = np.empty((len(utterances), len(names)), np.float32)
-    for i, row in enumerate(rows):
-        values[i] = row
-    table = pd.DataFrame(values, columns=names, copy=False)
-    table.insert(0, "utterance_id", utterances["utterance_id"].to_numpy())
-    return table
+    names, rows = _functional_rows(utterances, front_end, n_jobs, progress)
+    return _as_table(utterances["utterance_id"], names, rows)
+
+
+def functionals_parts(utterances: pd.DataFrame, front_end: FrontEnd = FrontEnd(), n_jobs: int = -1,
+                      progress: str = "functionals") -> Iterator[pd.DataFrame]:
+    """Compute :func:`functionals_table` in parts of some megabytes, for ``tables.write_parts``: one at a time is in memory."""
+    names, rows = _functional_rows(utterances, front_end, n_jobs, progress)
+    n = max(PART_BYTES // (4 * len(names)), 1)
+    for i in range(0, len(utterances), n):
+        yield _as_table(utterances["utterance_id"].iloc[i: i + n], names, rows)
 
 
 def descriptors_table(utterances: pd.DataFrame, front_end: FrontEnd = SEQUENCE, n_jobs: int = -1) -> pd.DataFrame:
@@ -199,12 +200,24 @@ def descriptors_table(utterances: pd.DataFrame, front_end: FrontEnd = SEQUENCE, 
         One row per frame, in order: ``utterance_id`` and one float32 column per descriptor; NaN in unvoiced frames where
         :func:`describe` says so.
     """
+    return pd.concat(descriptors_parts(utterances, front_end, n_jobs), ignore_index=True)
+
+
+def descriptors_parts(utterances: pd.DataFrame, front_end: FrontEnd = SEQUENCE, n_jobs: int = -1) -> Iterator[pd.DataFrame]:
+    """Compute :func:`descriptors_table` in parts of some megabytes, for ``tables.write_parts``: one at a time is in memory."""
     jobs = ((u.path, u.start_s, u.end_s, front_end) for u in utterances.itertuples())
-    sequences = list(over_clips(_sequence, jobs, n_jobs, "descriptors"))
-    lengths = [len(curves) for curves, _ in sequences]
-    table = pd.DataFrame(np.concatenate([curves for curves, _ in sequences]), columns=sequences[0][1])
-    table.insert(0, "utterance_id", np.repeat(utterances["utterance_id"].to_numpy(str), lengths))
-    return table
+    names = _curves(np.zeros(front_end.sampling_rate, np.float32), front_end)[1]
+    ids, curves, size = [], [], 0
+    made = over_clips(_sequence, jobs, n_jobs, "descriptors", len(utterances))
+    for utterance_id, own in zip(utterances["utterance_id"], made, strict=True):
+        ids.append(utterance_id)
+        curves.append(own)
+        size += own.nbytes
+        if size >= PART_BYTES:
+            yield _frames(ids, curves, names)
+            ids, curves, size = [], [], 0
+    if ids:
+        yield _frames(ids, curves, names)
 
 
 def eight_curves(frames: pd.DataFrame) -> pd.DataFrame:
@@ -411,7 +424,35 @@ def _curves(signal: np.ndarray, front_end: FrontEnd) -> tuple[np.ndarray, list[s
 
 
 def _sequence(path, start_s, end_s, front_end):
-    return _curves(audio.trim(audio.load(path, start_s, end_s, front_end.sampling_rate), front_end.trim_db), front_end)
+    return _curves(audio.trim(audio.load(path, start_s, end_s, front_end.sampling_rate), front_end.trim_db), front_end)[0]
+
+
+def _frames(ids: list[str], curves: list[np.ndarray], names: list[str]) -> pd.DataFrame:
+    """Return clips' descriptors as one table."""
+    table = pd.DataFrame(np.concatenate(curves), columns=names)
+    table.insert(0, "utterance_id", np.repeat(np.array(ids, str), [len(own) for own in curves]))
+    return table
+
+
+def _functional_rows(utterances: pd.DataFrame, front_end: FrontEnd, n_jobs: int, progress: str) -> tuple[list[str], Iterator]:
+    """Return the names of the functionals, and the clips' values as they are computed.
+
+    The names are those of any clip: sent along with each row they would be most of what travels.
+    """
+    recipe = recipe_hash(asdict(front_end), code_with_parts(functionals), code_with_parts(audio.load))
+    jobs = ((u.path, u.start_s, u.end_s, u.audio_hash, front_end, recipe) for u in utterances.itertuples())
+    names = list(functionals(np.zeros(front_end.sampling_rate, np.float32), front_end))
+    return names, over_clips(_stored_functionals, jobs, n_jobs, progress, len(utterances))
+
+
+def _as_table(ids: pd.Series, names: list[str], rows: Iterable[np.ndarray]) -> pd.DataFrame:
+    """Take as many rows as there are ids, into one table."""
+    values = np.empty((len(ids), len(names)), np.float32)
+    for i, row in zip(range(len(ids)), rows, strict=False):
+        values[i] = row
+    table = pd.DataFrame(values, columns=names, copy=False)
+    table.insert(0, "utterance_id", ids.to_numpy())
+    return table
 
 
 def _stored_functionals(path, start_s, end_s, audio_hash, front_end, recipe):

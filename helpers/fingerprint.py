@@ -84,7 +84,7 @@ def same_recordings(utterances: pd.DataFrame, n_jobs: int = -1) -> pd.DataFrame:
         first).
     """
     clips = list(zip(utterances["path"], utterances["start_s"], utterances["end_s"], strict=True))
-    prints = list(over_clips(_stored_print, clips, n_jobs, "fingerprints"))
+    prints = list(over_clips(_stored_print, clips, n_jobs, "fingerprints", len(clips)))
     pairs = candidates(prints)
     heard = over_clips(_compare, [(*clips[i], *clips[j]) for i, j in pairs], n_jobs, "listening") if len(pairs) else []
     found = pd.DataFrame(heard, columns=["correlation", "shift_s"], dtype=float)

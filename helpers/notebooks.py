@@ -1,8 +1,15 @@
-"""A committed notebook, what one call of run_all.sh asks of it, and the small files around them."""
+"""A committed notebook, what one call of run_all.sh asks of it, and the small files around them.
+
+Run ``python -m helpers.notebooks NOTEBOOK [NAME=VALUE ...]`` to execute a notebook's cells in this very process. It is for
+networks that are trained over several GPUs or machines, where ``accelerate launch`` starts the same program once for each.
+"""
 
 import ast
+import io
 import json
+import os
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,3 +138,44 @@ def read_json(path: Path) -> dict:
 
 def write(path: Path, content: str | bytes) -> None:
     write_atomically(path, lambda handle: handle.write(content.encode() if isinstance(content, str) else content))
+
+
+def execute_here(book: Notebook, values: dict) -> None:
+    """Execute a notebook's code cells in this process.
+
+    Parameters
+    ----------
+    book
+        From :func:`read_notebook`.
+    values
+        In place of the parameters of these names. ``N_JOBS`` is 1 unless given: the processes work on one fold together.
+    """
+    if strange := sorted(set(values) - set(book.parameters)):
+        raise Refused(f"{book.path.name} has no parameter {', '.join(strange)}; it has {', '.join(book.parameters)}")
+    values = {name: value for name, value in {"N_JOBS": 1, **values}.items() if name in book.parameters}
+    names, given = {"__name__": "__main__"}, False
+    for number, code in enumerate(book.code, start=1):
+        exec(compile(re.sub(r"^(\s*)[%!].*$", r"\1pass", code, flags=re.M), f"{book.name}, cell {number}", "exec"), names)
+        if not given and set(book.parameters) <= set(names):
+            names.update(values)
+            given = True
+
+
+def main(arguments: list[str]) -> None:
+    """Execute a notebook; values are Python literals, or text."""
+    if not arguments or any("=" not in argument for argument in arguments[1:]):
+        raise SystemExit(__doc__)
+    os.environ.setdefault("MPLBACKEND", "agg")
+    if os.environ.get("RANK", "0") != "0":
+        sys.stdout = io.StringIO()  # one of the processes speaks for all
+    values = {}
+    for name, text in (argument.split("=", 1) for argument in arguments[1:]):
+        try:
+            values[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            values[name] = text
+    execute_here(read_notebook(Path(arguments[0])), values)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

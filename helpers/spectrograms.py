@@ -7,7 +7,9 @@ A pixel is a mel band (rows, lowest at the bottom, as people draw it) in a frame
 Files are at ``<folder>/<native emotion>/<stem>.png``, which any image-folder reader loads.
 """
 
+import os
 import zlib
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,8 +17,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image, PngImagePlugin
 
-from helpers import audio, features
-from helpers.cache import recipe_hash, write_atomically
+from helpers import audio
+from helpers.cache import code_with_parts, recipe_hash, stacked, write_atomically
 from helpers.features import FrontEnd, mel_spectrogram
 from helpers.parallel import over_clips
 
@@ -71,18 +73,22 @@ def write_images(utterances: pd.DataFrame, folder: Path, front_end: FrontEnd = I
     """
     from helpers.tables import note_output  # late: who only reads a signal does not need tables
 
-    recipe = recipe_hash(asdict(front_end), DB_MIN, DB_MAX, mel_image, features, audio)
+    recipe = recipe_hash(asdict(front_end), code_with_parts(mel_image), code_with_parts(audio.load))
     names = [f"{u.emotion_native}/{u.utterance_id.split('/', 1)[1]}.png" for u in utterances.itertuples()]
     jobs = ((u.path, u.start_s, u.end_s, Path(folder) / name, recipe_hash(u.audio_hash, recipe), front_end)
             for u, name in zip(utterances.itertuples(), names, strict=True))
-    widths = list(over_clips(_write_image, jobs, n_jobs, "images"))
+    widths = list(over_clips(_write_image, jobs, n_jobs, "images", len(names)))
+    lost = [name for name in names if not (Path(folder) / name).is_file()] if os.environ.get("SER_CLUSTER") else []
+    if lost:
+        raise FileNotFoundError(f"{len(lost)} of {len(names)} images were written, and are not in {folder}, e.g. {lost[:3]}: "
+                                "the machines of SER_CLUSTER have to share that folder; set SER_WORK to one that they share")
     for name in names:
         note_output(Path(folder) / name)
     return pd.DataFrame({"utterance_id": utterances["utterance_id"].to_numpy(), "image": names, "n_frames": widths})
 
 
 def read_images(images: pd.DataFrame, folder: Path, n_frames: int) -> np.ndarray:
-    """Read images into one array, padded or cut at the end to one width.
+    """Read images into one array, padded or cut at the end to one width; a large one stays on disk (see ``cache.stacked``).
 
     Parameters
     ----------
@@ -100,20 +106,25 @@ def read_images(images: pd.DataFrame, folder: Path, n_frames: int) -> np.ndarray
     ValueError
         If an image has another number of bands than the first, is missing or damaged.
     """
-    stack = None
-    for i, name in enumerate(images["image"]):
+    files = [Path(folder) / name for name in images["image"]]
+    key = recipe_hash([str(file) for file in files], [file.stat().st_mtime_ns for file in files if file.is_file()], n_frames)
+    return stacked("images", key, _pixels(files, n_frames), len(files))
+
+
+def _pixels(files: list[Path], n_frames: int) -> Iterator[np.ndarray]:
+    """Read images one by one, padded or cut to one width."""
+    n_bands = None
+    for path in files:
         try:
-            with Image.open(Path(folder) / name) as file:
+            with Image.open(path) as file:
                 pixels = np.asarray(file)
         except (OSError, SyntaxError) as error:
-            raise ValueError(f"{Path(folder) / name} can't be read ({error}): run notebook 04 again") from None
-        if stack is None:
-            stack = np.zeros((len(images), len(pixels), n_frames), np.uint8)
-        if len(pixels) != stack.shape[1]:
-            raise ValueError(f"{Path(folder) / name} has {len(pixels)} bands, the others {stack.shape[1]}: "
+            raise ValueError(f"{path} can't be read ({error}): run notebook 04 again") from None
+        n_bands = n_bands or len(pixels)
+        if len(pixels) != n_bands:
+            raise ValueError(f"{path} has {len(pixels)} bands, the others {n_bands}: "
                              "run notebook 04 again, it writes them all alike")
-        stack[i] = _padded(pixels, n_frames)
-    return stack
+        yield _padded(pixels, n_frames)
 
 
 def _padded(image: np.ndarray, n_frames: int) -> np.ndarray:

@@ -4,6 +4,9 @@ Conventions
 -----------
 The key of every row is ``utterance_id`` = ``<corpus>/<stem>``. A table ``x.parquet`` has a sidecar ``x.parquet.json``:
 which notebook wrote it, with which parameters, from which inputs (with their hashes), in how many seconds.
+
+A table that is too large for memory is written in parts and read in parts (row groups of one parquet file), or with only the
+columns that are wanted.
 """
 
 import hashlib
@@ -14,13 +17,16 @@ import platform
 import sys
 import time
 import warnings
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
-from functools import cache as remember
+from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pandera.pandas as pa
 import pyarrow
+import pyarrow.parquet
 
 from helpers import paths
 from helpers.cache import write_atomically
@@ -124,8 +130,69 @@ def write_table(frame: pd.DataFrame, path: Path, schema: str, *, notebook: str =
         write_atomically(path, lambda handle: frame.to_parquet(handle, index=False))
     else:
         write_atomically(path, lambda handle: frame.to_csv(handle, index=False, lineterminator="\n"))
+    return _with_provenance(path, schema, frame.shape, notebook, parameters)
+
+
+def write_parts(parts: Iterable[pd.DataFrame], path: Path, schema: str, *, notebook: str = "", parameters: dict | None = None,
+                ) -> Path:
+    """Write a table part by part, as the parts are made: no more than one of them is in memory.
+
+    The table appears under its name when the last part is written. What went wrong before leaves what was there.
+
+    Parameters
+    ----------
+    parts
+        Tables with the same columns; all rows of an utterance are in one of them. E.g. ``features.functionals_parts``.
+    path
+        Ending in ``.parquet``. Each part is a row group of it, so keep parts to some megabytes, not less.
+    schema, notebook, parameters
+        As for :func:`write_table`.
+
+    Raises
+    ------
+    ValueError
+        If a part breaks the schema, has other columns than the first one, or rows of an utterance that an earlier part has; or
+        if there are none.
+    """
+    path, n_rows, seen, columns = Path(path), 0, [], []
+
+    def write(handle) -> None:
+        nonlocal n_rows
+        writer = None
+        try:
+            for number, part in enumerate(parts, start=1):
+                where = path.with_name(f"{path.name}, part {number}")
+                rows = pyarrow.Table.from_pandas(_validated(part, schema, where, "nothing was written"), preserve_index=False)
+                if writer is None:
+                    # numbers hardly repeat: dictionaries and statistics of them cost time and memory, and gain nothing
+                    names = [field.name for field in rows.schema if not pyarrow.types.is_floating(field.type)]
+                    writer = pyarrow.parquet.ParquetWriter(handle, rows.schema, use_dictionary=names, write_statistics=names)
+                    columns.extend(rows.column_names)
+                if rows.column_names != columns:
+                    strange = sorted({*columns} ^ {*rows.column_names})[:10] or "their order"
+                    raise ValueError(f"{where} has {len(rows.column_names)} columns, the first part {len(columns)}; the "
+                                     f"difference is {strange}: nothing was written. Make all parts with the same settings.")
+                writer.write_table(rows)
+                n_rows += rows.num_rows
+                seen.append(pd.util.hash_array(part["utterance_id"].unique().astype(object)))  # eight bytes each
+        finally:
+            if writer:
+                writer.close()
+        if writer is None:
+            raise ValueError(f"{path.name}: there are no parts, so nothing was written")
+        ids = np.concatenate(seen)
+        if doubled := len(ids) - len(np.unique(ids)):
+            raise ValueError(f"{path.name}: {doubled} utterance(s) have rows in more than one part: nothing was written. Give "
+                             "each utterance once, with all of its rows in one part.")
+
+    write_atomically(path, write)
+    return _with_provenance(path, schema, (n_rows, len(columns)), notebook, parameters)
+
+
+def _with_provenance(path: Path, schema: str, shape: tuple[int, int], notebook: str, parameters: dict | None) -> Path:
+    """Write a table's sidecar, and tell the run log of both."""
     sidecar = {
-        "table": path.name, "schema": schema, "rows": len(frame), "sha256": file_hash(path),
+        "table": path.name, "schema": schema, "rows": shape[0], "columns": shape[1], "sha256": file_hash(path),
         "notebook": notebook, "parameters": parameters or {},
         "inputs": {name: digest for name, digest in _READ.items() if name != _name(path)},
         "seconds": round(time.time() - _STARTED, 1), "written": datetime.now(UTC).isoformat("T", "seconds"),
@@ -138,10 +205,17 @@ def write_table(frame: pd.DataFrame, path: Path, schema: str, *, notebook: str =
     return path
 
 
-def read_table(path: Path, schema: str) -> pd.DataFrame:
+def read_table(path: Path, schema: str, columns: list[str] | None = None) -> pd.DataFrame:
     """Read a table and check it; tell when one of *its* inputs has changed since it was written.
 
     Interactively a stale table gives a warning that names the notebook to run again; in a headless run it stops.
+
+    Parameters
+    ----------
+    path, schema
+        As for :func:`write_table`.
+    columns
+        Load these alone, beside ``utterance_id``, from a parquet file; all by default.
 
     Raises
     ------
@@ -151,16 +225,75 @@ def read_table(path: Path, schema: str) -> pd.DataFrame:
         If it breaks its schema, or is stale in a headless run.
     """
     path = Path(path)
+    _require(path, schema)
+    if path.suffix == ".parquet":
+        frame = _loaded(path, lambda: pd.read_parquet(path, columns=columns and _with_id(columns, path)))
+    else:
+        frame = _read_csv(path, schema)
+    frame = _validated(frame, schema, path, "run the notebook that writes it again", columns is None)
+    _note_read(path)
+    return frame
+
+
+def read_parts(path: Path, schema: str, columns: list[str] | None = None, ids: Iterable[str] | None = None,
+               ) -> Iterator[pd.DataFrame]:
+    """Read a parquet table part by part, each checked as :func:`read_table` does: no more than one is in memory.
+
+    Parameters
+    ----------
+    path, schema, columns
+        As for :func:`read_table`.
+    ids
+        Rows of these utterances alone; all by default.
+
+    Yields
+    ------
+    pd.DataFrame
+        Some rows, in the order of the table; all rows of an utterance are in one part. No part is empty.
+    """
+    path, wanted, rest = Path(path), None if ids is None else pd.Index(ids), None
+    _require(path, schema)
+    _note_read(path)
+    names = columns and _with_id(columns, path)
+    with _loaded(path, lambda: pyarrow.parquet.ParquetFile(path)) as file:
+        for group in range(file.num_row_groups):
+            part = _loaded(path, lambda group=group: file.read_row_group(group, names)).to_pandas()
+            part = part if wanted is None else part[part["utterance_id"].isin(wanted)]
+            part = part if rest is None else pd.concat([rest, part])
+            if len(part) and group < file.num_row_groups - 1:
+                # a file that was written in one piece may have an utterance in two row groups: its rows wait for the others
+                waits = part["utterance_id"] == part["utterance_id"].iloc[-1]
+                rest, part = part[waits], part[~waits]
+            if len(part):
+                yield _validated(part, schema, path, "run the notebook that writes it again", columns is None)
+
+
+def _require(path: Path, schema: str) -> None:
     if not path.is_file():
         maker = {"utterances": "02", "functionals": "03", "descriptors": "03", "images": "04", "folds": "05",
                  "feature_ranking": "06", "predictions": "07 to 14, by the model's name,", "results": "18"}
         raise FileNotFoundError(f"{path} is not there. Notebook {maker.get(schema, '?')} writes it: run that first "
                                 "(or ./run_all.sh, which runs what is missing).")
+
+
+def _loaded(path: Path, load: Callable):
+    """Load something from a parquet file, or say that it is damaged."""
     try:
-        frame = pd.read_parquet(path) if path.suffix == ".parquet" else _read_csv(path, schema)
+        return load()
     except pyarrow.ArrowInvalid as error:
         raise ValueError(f"{path} is damaged ({error}). Remove it and run the notebook that writes it again.") from None
-    frame = _validated(frame, schema, path, "run the notebook that writes it again")
+
+
+def _with_id(columns: list[str], path: Path) -> list[str]:
+    known = pyarrow.parquet.read_schema(path).names
+    if lacking := [name for name in columns if name not in known]:
+        raise ValueError(f"{path} has {len(known)} columns, and not {', '.join(lacking[:10])}: ask for some that it has, e.g. "
+                         f"{', '.join(known[1:4])}")
+    return list(dict.fromkeys(["utterance_id", *columns]))
+
+
+def _note_read(path: Path) -> None:
+    """Remember that a table was read, and tell when it is stale."""
     note_input(_name(path), file_hash(path), str(path.resolve()))
     changed = [name for name, digest in provenance(path).get("inputs", {}).items()
                if not name.startswith("raw:") and _changed(name, digest)]
@@ -169,8 +302,7 @@ def read_table(path: Path, schema: str) -> pd.DataFrame:
                    f"changed since: run that notebook again (or remove {path}, if it no longer writes it).")
         if os.environ.get("SER_RUN_LOG"):
             raise ValueError(message)
-        warnings.warn(message, stacklevel=2)
-    return frame
+        warnings.warn(message, stacklevel=3)
 
 
 def provenance(path: Path) -> dict:
@@ -200,7 +332,7 @@ def note_output(path: Path) -> None:
         _log("write", str(Path(path).resolve()), file_hash(path))
 
 
-@remember
+@lru_cache(maxsize=4096)  # a corpus of images must not fill the memory
 def _file_hash(path: str, mtime_ns: int, size: int) -> str:
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
@@ -214,9 +346,15 @@ def _read_csv(path: Path, schema: str) -> pd.DataFrame:
                        na_values={name: [""] for name in columns if name not in text})
 
 
-def _validated(frame: pd.DataFrame, schema: str, path: Path, consequence: str) -> pd.DataFrame:
+def _validated(frame: pd.DataFrame, schema: str, path: Path, consequence: str, whole: bool = True) -> pd.DataFrame:
+    """Return a table as its schema wants it; one that was not read whole may lack columns."""
+    declared = SCHEMAS[schema]
+    if not whole:
+        there = {name: column for name, column in declared.columns.items() if column.regex or name in frame}
+        declared = declared.remove_columns([name for name in declared.columns if name not in there])
+        declared = declared.update_columns({name: {"required": False} for name, column in there.items() if column.regex})
     try:
-        return SCHEMAS[schema].validate(frame.reset_index(drop=True), lazy=True)
+        return declared.validate(frame.reset_index(drop=True), lazy=True)
     except pa.errors.SchemaErrors as errors:
         cases = errors.failure_cases[["column", "check", "failure_case", "index"]].head(10)
         raise ValueError(f"{path.name} is not a valid {schema!r} table ({len(errors.failure_cases)} faults, the first "

@@ -9,8 +9,11 @@ A *clip* is an int16 array of samples at 16 kHz, as :func:`prepare` returns it. 
 embedding is the same alone and beside longer ones.
 """
 
+import functools
 import importlib.util
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,8 +22,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 from tqdm import tqdm
 
-from helpers import audio, pretrained
-from helpers.cache import code, code_with_parts, fetch, recipe_hash, stored_at
+from helpers import audio, paths, pretrained
+from helpers.cache import code, code_with_parts, fetch, recipe_hash, stacked, stored_at, write_atomically
 from helpers.parallel import over_clips
 from helpers.training import find_device, has_bfloat16
 
@@ -29,7 +32,7 @@ BATCH_S = {"cuda": 48.0, "cpu": 5.0}  # audio in a batch, padding included; a cl
 
 
 def prepare(utterances: pd.DataFrame, detector: str = "auto", longest_s: float = audio.PIECE_S,
-            overlap_s: float = audio.PIECE_OVERLAP_S, n_jobs: int = -1) -> tuple[pd.DataFrame, list[np.ndarray]]:
+            overlap_s: float = audio.PIECE_OVERLAP_S, n_jobs: int = -1) -> tuple[pd.DataFrame, "Clips"]:
     """Take the silent zones out of every clip, and cut long ones into overlapping pieces.
 
     Parameters
@@ -48,22 +51,65 @@ def prepare(utterances: pd.DataFrame, detector: str = "auto", longest_s: float =
     pieces : pd.DataFrame
         A row per piece: ``utterance_id`` (the clip's own, with ``#1``, ``#2``, … where it was cut), ``parent_id``,
         ``duration_s``, and of the whole clip ``before_s`` and ``after_s``, its duration with and without silence.
-    clips : list of np.ndarray [shape=(n_samples,), int16]
-        In the same order.
+    clips : Clips
+        In the same order, in a file under ``SER_WORK/cache``.
     """
     if detector == "auto":  # here, so that what one detector found is never taken for what the other would
         detector = "silero" if importlib.util.find_spec("silero_vad") else "energy"
-    rows, clips = [], []
-    arguments = [(u.path, u.start_s, u.end_s, detector) for u in utterances.itertuples()]
-    found = over_clips(_speech, arguments, n_jobs, "voice activity")
-    for parent, (before, speech) in zip(utterances["utterance_id"], found, strict=True):
-        cuts = audio.pieces(len(speech), longest_s, overlap_s)
-        for i, cut in enumerate(cuts, start=1):
-            clips.append(speech[cut])
-            rows.append({"utterance_id": f"{parent}#{i}" if len(cuts) > 1 else parent, "parent_id": parent,
-                         "duration_s": len(clips[-1]) / audio.SAMPLING_RATE, "before_s": before / audio.SAMPLING_RATE,
-                         "after_s": len(speech) / audio.SAMPLING_RATE})
+    rows = []
+
+    def cut() -> Iterator[np.ndarray]:
+        arguments = ((u.path, u.start_s, u.end_s, detector) for u in utterances.itertuples())
+        found = over_clips(_speech, arguments, n_jobs, "voice activity", len(utterances))
+        for parent, (before, speech) in zip(utterances["utterance_id"], found, strict=True):
+            cuts = audio.pieces(len(speech), longest_s, overlap_s)
+            for i, piece in enumerate(cuts, start=1):
+                rows.append({"utterance_id": f"{parent}#{i}" if len(cuts) > 1 else parent, "parent_id": parent,
+                             "duration_s": (piece.stop - piece.start) / audio.SAMPLING_RATE,
+                             "before_s": before / audio.SAMPLING_RATE, "after_s": len(speech) / audio.SAMPLING_RATE})
+                yield speech[piece]
+
+    columns = ["utterance_id", "path", "start_s", "end_s"]
+    key = recipe_hash(utterances[columns], detector, longest_s, overlap_s)
+    clips = Clips.write(paths.work("cache") / "clips" / f"{key}.int16", cut())
     return pd.DataFrame(rows), clips
+
+
+class Clips(Sequence):
+    """Clips of different lengths in one file, each read when it is asked for: a corpus need not fit into memory.
+
+    Parameters
+    ----------
+    path
+        Samples of all clips one after the other, int16.
+    lengths
+        Of each clip, in samples.
+    """
+
+    def __init__(self, path: Path, lengths: Sequence[int]):
+        self.path, self.ends = path, np.cumsum(lengths, dtype=np.int64)
+        self.lengths = np.asarray(lengths, np.int64)
+
+    @classmethod
+    def write(cls, path: Path, clips: Iterable[np.ndarray]) -> "Clips":
+        """Write clips as they are made."""
+        lengths = []
+
+        def write(handle) -> None:
+            for clip in clips:
+                handle.write(np.ascontiguousarray(clip, np.int16).data)
+                lengths.append(len(clip))
+
+        write_atomically(path, write)
+        return cls(path, lengths)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        """Return a clip, shape ``(n_samples,)``, int16."""
+        n, end = int(self.lengths[i]), int(self.ends[i])  # numpy refuses an index that is too large: that ends a loop
+        return np.fromfile(self.path, np.int16, n, offset=2 * (end - n))
 
 
 def pieces_of_folds(folds: pd.DataFrame, pieces: pd.DataFrame) -> pd.DataFrame:
@@ -193,7 +239,7 @@ def embeddings(name: str, clips: Sequence[np.ndarray], device: str = "auto", bat
     """Return the mean and the standard deviation over time of every layer, one forward pass per clip.
 
     Clips of similar length share a batch, so that little is padding. Each clip's embedding is stored, under a hash of its
-    samples and of the weights.
+    samples and of the weights. With ``SER_CLUSTER``, its workers compute them, each with a copy of the network.
 
     Parameters
     ----------
@@ -214,19 +260,26 @@ def embeddings(name: str, clips: Sequence[np.ndarray], device: str = "auto", bat
     place = find_device(device)
     batch_s = batch_s or BATCH_S[place.type]
     encoder = SpeechEncoder(name).eval().to(place).halve()
-    recipe = recipe_hash(pretrained.fingerprint(pretrained.locate(name)), str(encoder.precision), code(SpeechEncoder),
-                         code(ClipNorm), code(pooled))
+    weights = pretrained.fingerprint(pretrained.locate(name))
+    recipe = recipe_hash(weights, str(encoder.precision), code(SpeechEncoder), code(ClipNorm), code(pooled))
     keys = [recipe_hash(recipe, clip) for clip in clips]
     missing = [i for i, key in enumerate(keys) if not stored_at("embeddings", key).is_file()]
+    batches = by_length([encoder.n_read(clips[i]) for i in missing], batch_s)
+    heard = ([clips[missing[row]] for row in rows] for rows in batches)
+    if os.environ.get("SER_CLUSTER"):
+        jobs = ((name, weights, device, str(encoder.precision), batch) for batch in heard)
+        made = over_clips(_pooled_there, jobs, progress=f"embeddings, {name}, batches", total=len(batches), together=1)
+    else:
+        made = (pooled(encoder, batch) for batch in heard)
     with tqdm(total=len(clips), initial=len(clips) - len(missing), desc=f"embeddings, {name}", unit="clip") as bar:
-        for rows in by_length([encoder.n_read(clips[i]) for i in missing], batch_s):
-            values = pooled(encoder, [clips[missing[row]] for row in rows])
+        for rows, values in zip(batches, made, strict=True):
             for row, value in zip(rows, values, strict=True):
                 fetch("embeddings", keys[missing[row]], lambda value=value: {"pooled": value})
             bar.update(len(rows))
     # computed here is only what was stored and is damaged
-    return np.stack([fetch("embeddings", key, lambda clip=clip: {"pooled": pooled(encoder, [clip])[0]})["pooled"]
-                     for key, clip in zip(keys, clips, strict=True)])
+    stored = (fetch("embeddings", key, lambda i=i: {"pooled": pooled(encoder, [clips[i]])[0]})["pooled"]
+              for i, key in enumerate(keys))
+    return stacked("embeddings", recipe_hash(keys), stored, len(keys))
 
 
 def by_length(lengths: Sequence[int], batch_s: float) -> list[np.ndarray]:
@@ -253,6 +306,21 @@ def pooled(encoder: SpeechEncoder, clips: Sequence[np.ndarray]) -> np.ndarray:
         deviation = (((state.float() - mean[:, None]) * own).square().sum(1) / count).sqrt()
         layers.append(torch.cat([mean, deviation], dim=1))
     return torch.stack(layers, dim=1).cpu().numpy()
+
+
+def _pooled_there(name: str, weights: str, device: str, precision: str, clips: list[np.ndarray]) -> np.ndarray:
+    """Compute a batch on a machine of a cluster, as precisely as whoever asked would."""
+    encoder = _encoder(name, weights, device, precision != str(torch.float32))
+    if str(encoder.precision) != precision:
+        raise RuntimeError(f"a worker of SER_CLUSTER computes in {encoder.precision} on its {encoder.device.type}, whoever "
+                           f"asked in {precision}: start from a machine like the workers', so that all embeddings are alike")
+    return pooled(encoder, clips)
+
+
+@functools.lru_cache(maxsize=1)
+def _encoder(name: str, weights: str, device: str, half: bool) -> SpeechEncoder:
+    encoder = SpeechEncoder(name, weights).eval().to(find_device(device))
+    return encoder.halve() if half else encoder
 
 
 def padded(clips: Sequence[np.ndarray]) -> np.ndarray:
