@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # who only predicts need not wait for scikit-learn, unless th
 FORMAT = 1
 SUFFIXES = (".safetensors", ".skops")
 LARGEST_CARD, LARGEST_FILE = 2**20, 2**31  # bytes
+LONGEST_FIRST = ("functionals", "segments", "sequence", "image")  # kinds of inputs, by the time that they take
 LONGEST_INPUT = 10_000  # frames or steps; a minute has 6,000 frames of 10 ms
 SAME_PROBABILITY = 1e-3  # of the probe; another processor or library rounds otherwise, another front-end is far away
 PACKAGES = ["numpy", "scipy", "scikit-learn", "torch", "librosa", "soxr", "skops", "safetensors"]
@@ -73,6 +74,11 @@ class Input:
             raise Refused(f"its input is {self.kind!r} with {str(self.arguments)[:200]}: expected functionals, sequence, "
                           f"segments or image, of at most {LONGEST_INPUT} steps")
 
+    @functools.cached_property
+    def key(self) -> str:
+        """Equal for equal inputs; made once, for names of two thousand columns take milliseconds to copy."""
+        return json.dumps(asdict(self))
+
     def __call__(self, signal: np.ndarray) -> np.ndarray:
         return self.represent(audio.levelled(signal) if self.levelled else signal)
 
@@ -105,7 +111,8 @@ class Clips:
 
     def prepare(self, wanted: list[Input]) -> None:
         """Make all that several models read, on all cores."""
-        missing = {key: inputs for inputs in wanted if (key := json.dumps(asdict(inputs))) not in self._made}
+        wanted = sorted(wanted, key=lambda inputs: LONGEST_FIRST.index(inputs.kind))  # so that no core is left with a long one
+        missing = {inputs.key: inputs for inputs in wanted if inputs.key not in self._made}
         signals = {key: self.levelled if inputs.levelled else self.signals for key, inputs in missing.items()}
         rows = iter(side_by_side(lambda job: job[0].represent(job[1]),
                                  [(inputs, signal) for key, inputs in missing.items() for signal in signals[key]]))
@@ -114,10 +121,9 @@ class Clips:
 
     def read(self, inputs: Input) -> np.ndarray:
         """Return what a model reads of the signals, shape ``(n_signals, ...)``."""
-        key = json.dumps(asdict(inputs))
-        if key not in self._made:
+        if inputs.key not in self._made:
             self.prepare([inputs])
-        return self._made[key]
+        return self._made[inputs.key]
 
 
 class RunningNetwork:
@@ -316,13 +322,19 @@ class Artifact:
     def variants(self) -> list[str]:
         return list(self.parts)
 
-    @property
+    @functools.cached_property
     def input(self) -> Input:
         return Input(**self.card["input"])
 
     @property
     def inputs(self) -> list[Input]:
         return [self.input]
+
+    @property
+    def n_weights(self) -> int:
+        """Of its network; 0 where there is none."""
+        part = self.parts["inductive"]
+        return sum(values.size for values in part.weights.values()) if isinstance(part, NetworkPart) else 0
 
     def probabilities(self, signals: list[np.ndarray] | Clips, enrolment: list[np.ndarray] | Clips | None = None) -> np.ndarray:
         """Compute probabilities, shape ``(n_signals, n_emotions)``.
@@ -473,7 +485,9 @@ class Average:
         weights = self.card["weights"][variant]
         for some in filter(None, (clips, known)):
             some.prepare([self.members[name].input for name in weights])
-        stack = np.stack(side_by_side(lambda name: self.members[name].answer(variant, clips, known), list(weights)))
+        large_first = sorted(weights, key=lambda name: -self.members[name].n_weights)
+        answers = side_by_side(lambda name: self.members[name].answer(variant, clips, known), large_first)
+        stack = np.stack([answers[large_first.index(name)] for name in weights])
         return pool(stack, np.array(list(weights.values())) / self.card["temperature"][variant])
 
     def distances(self, clips: Clips) -> np.ndarray | None:
