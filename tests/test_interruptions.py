@@ -21,7 +21,7 @@ import pytest
 from test_run_all import environment, project, run_all  # noqa: F401
 
 KILLS = int(os.environ.get("SER_TEST_KILLS", "3"))
-ONLY = [] if KILLS >= 20 else ["--only", "02,03,05,10,18"]  # of each kind of work one
+ONLY = [] if KILLS >= 20 else ["--only", "02,03,05,10,11,18"]  # of each kind of work one
 
 
 def stored(work: Path) -> dict[str, tuple[int, int]]:
