@@ -486,9 +486,8 @@ class Average:
         for some in filter(None, (clips, known)):
             some.prepare([self.members[name].input for name in weights])
         large_first = sorted(weights, key=lambda name: -self.members[name].n_weights)
-        answers = side_by_side(lambda name: self.members[name].answer(variant, clips, known), large_first)
-        stack = np.stack([answers[large_first.index(name)] for name in weights])
-        return pool(stack, np.array(list(weights.values())) / self.card["temperature"][variant])
+        stack = np.stack(side_by_side(lambda name: self.members[name].answer(variant, clips, known), large_first))
+        return pool(stack, np.array([weights[name] for name in large_first]) / self.card["temperature"][variant])
 
     def distances(self, clips: Clips) -> np.ndarray | None:
         """Return the mean of what the members say, as :meth:`Artifact.distances` does."""

@@ -128,7 +128,7 @@ def run(books: list[Notebook], settings: Settings) -> dict[str, dict]:
         if failed or book.number < settings.first or book.number not in wanted:
             outcome["status"] = "earlier" if stamp else "not run"
         elif lacking and book.number not in settings.only and not why_stale(book, values[book.name], settings, lacking):
-            outcome |= {key: lacking[key] for key in ("status", "reason", "cells", "seconds", "peak_mb")} | {"seconds": 0.0}
+            outcome |= {key: lacking[key] for key in ("status", "reason", "cells", "peak_mb")} | {"seconds": 0.0}
         elif not (reason := why_stale(book, values[book.name], settings)):
             outcome["status"] = "fresh"
         else:
@@ -335,7 +335,7 @@ def locked(folder: Path):
     """Hold a corpus's work folder, so that two runs don't write into it at once."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".lock").open("a").close()
+        (folder / ".lock").touch()
     except OSError as error:
         raise Refused(f"can't write into {folder} ({error.strerror}): set SER_WORK to a folder that can be written") from None
     with open(folder / ".lock", "a+", encoding="utf-8") as handle:
