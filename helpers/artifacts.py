@@ -36,7 +36,6 @@ if TYPE_CHECKING:  # who only predicts need not wait for scikit-learn, unless th
 FORMAT = 1
 SUFFIXES = (".safetensors", ".skops")
 LARGEST_CARD, LARGEST_FILE = 2**20, 2**31  # bytes
-LONGEST_FIRST = ("functionals", "segments", "sequence", "image")  # kinds of inputs, by the time that they take
 LONGEST_INPUT = 10_000  # frames or steps; a minute has 6,000 frames of 10 ms
 SAME_PROBABILITY = 1e-3  # of the probe; another processor or library rounds otherwise, another front-end is far away
 PACKAGES = ["numpy", "scipy", "scikit-learn", "torch", "librosa", "soxr", "skops", "safetensors"]
@@ -82,13 +81,15 @@ class Input:
     def __call__(self, signal: np.ndarray) -> np.ndarray:
         return self.represent(audio.levelled(signal) if self.levelled else signal)
 
-    def represent(self, signal: np.ndarray) -> np.ndarray:
-        """Turn a signal that is levelled, if it has to be, into the input."""
+    def represent(self, signal: np.ndarray, analysis: features.Analysis | None = None) -> np.ndarray:
+        """Turn a signal that is levelled, if it has to be, into the input; its analysis, if there is one, spares most of the work."""
+        heard = signal if analysis is None or not self.arguments.get("trim", True) else analysis
         if self.kind == "functionals":
-            row = features.functionals(signal)
+            row = features.functionals(heard)
             return np.array([row[name] for name in self.arguments.get("columns", row)], np.float32)
-        represent = {"sequence": features.sequence, "segments": features.signal_segments, "image": spectrograms.padded_image}
-        return represent[self.kind](signal, **self.arguments)
+        if self.kind == "image":
+            return spectrograms.padded_image(signal, **self.arguments)
+        return {"sequence": features.sequence, "segments": features.signal_segments}[self.kind](heard, **self.arguments)
 
 
 class Clips:
@@ -111,13 +112,15 @@ class Clips:
 
     def prepare(self, wanted: list[Input]) -> None:
         """Make all that several models read, on all cores."""
-        wanted = sorted(wanted, key=lambda inputs: LONGEST_FIRST.index(inputs.kind))  # so that no core is left with a long one
-        missing = {inputs.key: inputs for inputs in wanted if inputs.key not in self._made}
-        signals = {key: self.levelled if inputs.levelled else self.signals for key, inputs in missing.items()}
-        rows = iter(side_by_side(lambda job: job[0].represent(job[1]),
-                                 [(inputs, signal) for key, inputs in missing.items() for signal in signals[key]]))
-        for key in missing:
-            self._made[key] = np.stack([next(rows) for _ in self.signals])
+        missing = {inputs.key: inputs for inputs in wanted if inputs.key not in self._made}.values()
+        groups = [[inputs for inputs in missing if inputs.levelled == levelled and (inputs.kind == "image") == images]
+                  for images in (False, True) for levelled in (False, True)]  # images last: no core is left with a long one
+        groups = [group for group in groups if group]
+        rows = iter(side_by_side(lambda job: _represented(*job), [
+            (signal, group) for group in groups for signal in (self.levelled if group[0].levelled else self.signals)]))
+        for group in groups:
+            made = [next(rows) for _ in self.signals]
+            self._made |= {inputs.key: np.stack(own) for inputs, own in zip(group, zip(*made, strict=True), strict=True)}
 
     def read(self, inputs: Input) -> np.ndarray:
         """Return what a model reads of the signals, shape ``(n_signals, ...)``."""
@@ -126,11 +129,17 @@ class Clips:
         return self._made[inputs.key]
 
 
+def _represented(signal: np.ndarray, wanted: list[Input]) -> list[np.ndarray]:
+    """Return what several inputs make of a signal."""
+    analysis = features.Analysis(signal) if len(wanted) > 1 and wanted[0].kind != "image" else None
+    return [inputs.represent(signal, analysis) for inputs in wanted]
+
+
 class RunningNetwork:
     """A network with its weights, on the CPU: probabilities of inputs, and what it makes of them before its head."""
 
     def __init__(self, net: torch.nn.Module):
-        self.net = net
+        self.net = net.to(memory_format=torch.channels_last)  # convolutions of images are half as long
 
     @torch.inference_mode()
     def __call__(self, inputs: np.ndarray) -> np.ndarray:

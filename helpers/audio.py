@@ -173,11 +173,12 @@ def levelled(signal: np.ndarray) -> np.ndarray:
     """
     signal = trim(signal)
     signal = signal * (10 ** (LEVEL_DBFS / 20) / max(frame_rms(signal).max(), 1e-5))
-    taps = low_pass()
-    n_fft = scipy.fft.next_fast_len(len(signal) + len(taps) - 1, real=True)
-    filtered = scipy.fft.irfft(scipy.fft.rfft(signal.astype(float), n_fft) * scipy.fft.rfft(taps, n_fft), n_fft)
-    delay = len(taps) // 2
-    return (filtered[delay: delay + len(signal)] + noise_floor(len(signal))).astype(np.float32)
+    taps, n_fft = low_pass(), 1024  # short transforms fit into the cache (overlap-save)
+    step, delay = n_fft - len(taps) + 1, len(taps) // 2
+    padded = np.pad(signal.astype(float), (delay, delay + -len(signal) % step))
+    pieces = sliding_window_view(padded, n_fft)[::step]
+    filtered = scipy.fft.irfft(scipy.fft.rfft(pieces) * scipy.fft.rfft(taps, n_fft), n_fft)[:, len(taps) - 1:].ravel()
+    return (filtered[: len(signal)] + noise_floor(len(signal))).astype(np.float32)
 
 
 @functools.cache

@@ -13,8 +13,8 @@ descriptor.
 import itertools
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
-from functools import cache
+from dataclasses import asdict, dataclass, replace
+from functools import cache, cached_property
 
 import numpy as np
 import pandas as pd
@@ -87,9 +87,36 @@ def describe(signal: np.ndarray, front_end: FrontEnd = FrontEnd()) -> tuple[np.n
     autocorrelation, which is the inverse transform of the power spectrum at hand (P. Boersma, "Accurate short-term
     analysis of the fundamental frequency and the harmonics-to-noise ratio of a sampled sound", IFA Proc. 17, 1993).
     """
-    blocks = _blocks(signal, front_end)
-    names = [name for block, columns in blocks for name in columns]
-    return np.concatenate([block.astype(np.float32, copy=False) for block, _ in blocks], axis=1), names
+    return _described(_framewise(signal, front_end), front_end)
+
+
+class Analysis:
+    """A signal without its leading and trailing silence, and what can be read off its single frames: made once.
+
+    Use it in place of the signal where functionals and sequences of the same clip are wanted: its spectrum is most of the work.
+
+    Parameters
+    ----------
+    signal : np.ndarray [shape=(n_samples,)]
+        Mono, at ``front_end.sampling_rate``.
+    front_end
+        Of the finest analysis that is wanted. Another may take every second, third, … of its frames, and differ in nothing else.
+    """
+
+    def __init__(self, signal: np.ndarray, front_end: FrontEnd = FrontEnd()):
+        self.signal, self.front_end = audio.trim(signal, front_end.trim_db), front_end
+
+    @cached_property
+    def _single(self) -> dict[str, np.ndarray]:
+        return _framewise(self.signal, self.front_end)
+
+    def describe(self, front_end: FrontEnd) -> tuple[np.ndarray, list[str]]:
+        """Compute the descriptors as :func:`describe` does, to the last few bits."""
+        step = front_end.hop_length // self.front_end.hop_length
+        if replace(self.front_end, hop_length=self.front_end.hop_length * step) != front_end:
+            raise ValueError(f"an analysis with {self.front_end} holds no frames of {front_end}: only the hop may be longer, by a "
+                             "whole number of times")
+        return _described({name: rows[::step] for name, rows in self._single.items()}, front_end)
 
 
 def mel_spectrogram(signal: np.ndarray, front_end: FrontEnd = FrontEnd()) -> np.ndarray:
@@ -112,7 +139,7 @@ def mel_frequencies(n_bands: int, highest_hz: float = audio.SAMPLING_RATE / 2) -
     return np.where(mel < 15, mel * 200 / 3, 1000 * np.exp(_MEL_STEP * (mel - 15)))
 
 
-def functionals(signal: np.ndarray, front_end: FrontEnd = FrontEnd()) -> dict[str, float]:
+def functionals(signal: np.ndarray | Analysis, front_end: FrontEnd = FrontEnd()) -> dict[str, float]:
     """Summarise a signal's descriptors over time, into named numbers.
 
     Per descriptor: mean, std, min, max, percentiles 5, 25, 50, 75, 95, slope (per second), mean and std over the voiced
@@ -133,9 +160,10 @@ def functionals(signal: np.ndarray, front_end: FrontEnd = FrontEnd()) -> dict[st
     """
     if front_end.seconds:
         signal = signal[: round(front_end.seconds * front_end.sampling_rate)]
+        curves, names = describe(signal, front_end)
     else:
-        signal = audio.trim(signal, front_end.trim_db)
-    curves, names = describe(signal, front_end)
+        analysis = signal if isinstance(signal, Analysis) else Analysis(signal, front_end)
+        signal, (curves, names) = analysis.signal, analysis.describe(front_end)
     fine, curves = curves[:, : front_end.n_mels], curves[:, front_end.n_mels:]
     fine_names, names = names[: front_end.n_mels], names[front_end.n_mels:]
     voiced = np.isfinite(curves[:, names.index("f0_st")])
@@ -206,7 +234,7 @@ def descriptors_table(utterances: pd.DataFrame, front_end: FrontEnd = SEQUENCE, 
 def descriptors_parts(utterances: pd.DataFrame, front_end: FrontEnd = SEQUENCE, n_jobs: int = -1) -> Iterator[pd.DataFrame]:
     """Compute :func:`descriptors_table` in parts of some megabytes, for ``tables.write_parts``: one at a time is in memory."""
     jobs = ((u.path, u.start_s, u.end_s, front_end) for u in utterances.itertuples())
-    names = _curves(np.zeros(front_end.sampling_rate, np.float32), front_end)[1]
+    names = describe(np.zeros(front_end.sampling_rate, np.float32), front_end)[1][front_end.n_mels:]
     ids, curves, size = [], [], 0
     made = over_clips(_sequence, jobs, n_jobs, "descriptors", len(utterances))
     for utterance_id, own in zip(utterances["utterance_id"], made, strict=True):
@@ -277,7 +305,7 @@ def sequences(frames: pd.DataFrame, n_steps: int, stride: int = 1) -> np.ndarray
     return np.stack([_steps(clip, n_steps, stride) for clip in _clips(frames)])
 
 
-def sequence(signal: np.ndarray, n_steps: int, stride: int = 1, front_end: FrontEnd = SEQUENCE,
+def sequence(signal: np.ndarray | Analysis, n_steps: int, stride: int = 1, front_end: FrontEnd = SEQUENCE,
              trim: bool = True) -> np.ndarray:
     """Turn one signal into what :func:`sequences` makes of its rows in the descriptors table.
 
@@ -294,7 +322,7 @@ def sequence(signal: np.ndarray, n_steps: int, stride: int = 1, front_end: Front
     -------
     np.ndarray [shape=(n_steps, n_descriptors), float32]
     """
-    curves = _curves(audio.trim(signal, front_end.trim_db) if trim else signal, front_end)[0]
+    curves = _curves(signal, front_end, trim)
     for i in np.flatnonzero(~np.isfinite(curves).all(axis=0)):
         _fill(curves[:, i])  # a view: what is filled in stays
     return _steps(curves, n_steps, stride)
@@ -316,7 +344,7 @@ def segments(frames: pd.DataFrame, n_segments: int = 5) -> np.ndarray:
     return np.stack([_segments(clip, n_segments) for clip in _clips(frames)])
 
 
-def signal_segments(signal: np.ndarray, n_segments: int = 5, front_end: FrontEnd = SEQUENCE) -> np.ndarray:
+def signal_segments(signal: np.ndarray | Analysis, n_segments: int = 5, front_end: FrontEnd = SEQUENCE) -> np.ndarray:
     """Turn one signal into what :func:`segments` makes of its rows in the descriptors table.
 
     Parameters
@@ -328,7 +356,7 @@ def signal_segments(signal: np.ndarray, n_segments: int = 5, front_end: FrontEnd
     -------
     np.ndarray [shape=(n_segments, 4 * n_descriptors), float32]
     """
-    curves = _curves(audio.trim(signal, front_end.trim_db), front_end)[0]
+    curves = _curves(signal, front_end)
     for i in np.flatnonzero(~np.isfinite(curves).all(axis=0)):
         _fill(curves[:, i])  # a view: what is filled in stays
     return _segments(curves, n_segments)
@@ -417,14 +445,15 @@ def _segments(clip: np.ndarray, n_segments: int) -> np.ndarray:
                      for part in parts]).astype(np.float32)
 
 
-def _curves(signal: np.ndarray, front_end: FrontEnd) -> tuple[np.ndarray, list[str]]:
-    """A signal's descriptors without the fine mel bands, and their names."""
-    curves, names = describe(signal, front_end)
-    return curves[:, front_end.n_mels:], names[front_end.n_mels:]
+def _curves(signal: np.ndarray | Analysis, front_end: FrontEnd, trim: bool = True) -> np.ndarray:
+    """A signal's descriptors without the fine mel bands."""
+    if trim and not isinstance(signal, Analysis):
+        signal = Analysis(signal, front_end)
+    return (signal.describe(front_end) if trim else describe(signal, front_end))[0][:, front_end.n_mels:]
 
 
 def _sequence(path, start_s, end_s, front_end):
-    return _curves(audio.trim(audio.load(path, start_s, end_s, front_end.sampling_rate), front_end.trim_db), front_end)[0]
+    return _curves(audio.load(path, start_s, end_s, front_end.sampling_rate), front_end)
 
 
 def _frames(ids: list[str], curves: list[np.ndarray], names: list[str]) -> pd.DataFrame:
@@ -466,30 +495,45 @@ def _stored_functionals(path, start_s, end_s, audio_hash, front_end, recipe):
 # --- descriptors --------------------------------------------------------------------------------------------------
 
 
-def _blocks(signal: np.ndarray, fe: FrontEnd) -> list[tuple[np.ndarray, list[str]]]:
-    """Descriptors in groups; the fine mel bands come first."""
+def _framewise(signal: np.ndarray, fe: FrontEnd) -> dict[str, np.ndarray]:
+    """What is read off single frames, one row per frame: of every second row, other descriptors can be made than of all."""
     power, frames = _power_spectrum(signal, fe)
     magnitude = np.sqrt(power)
     fine = _db(power @ _mel_filters(fe, fe.n_mels))
-    bands = _db(power @ _mel_filters(fe, fe.n_bands))
-    mfcc = fine @ _dct_matrix(fe.n_mels, fe.n_mfcc)
+    single = {
+        "fine": fine, "energy": _energy(frames), "shape": _spectral_shape(power, magnitude, fe),
+        "contrast": _contrast(magnitude, fe), "chroma": _chroma(power, fe), "mfcc": fine @ _dct_matrix(fe.n_mels, fe.n_mfcc),
+        "bands": _db(power @ _mel_filters(fe, fe.n_bands)), "correlation": _autocorrelation(power, fe),
+        "power": power.sum(axis=1), "peak_db": 20 * np.log10(np.abs(frames).max(axis=1) + _FLOOR)}
+    return single | ({"magnitude": magnitude} if fe.harmonic else {})
+
+
+def _described(single: dict[str, np.ndarray], fe: FrontEnd) -> tuple[np.ndarray, list[str]]:
+    blocks = _blocks(single, fe)
+    names = [name for _, columns in blocks for name in columns]
+    return np.concatenate([block.astype(np.float32, copy=False) for block, _ in blocks], axis=1), names
+
+
+def _blocks(single: dict[str, np.ndarray], fe: FrontEnd) -> list[tuple[np.ndarray, list[str]]]:
+    """Descriptors in groups; the fine mel bands come first."""
     blocks = [
-        (fine, [f"mel{i:03d}_db" for i in range(fe.n_mels)]),
-        (_energy(frames), ["rms_db", "zero_crossing"]),
-        (_voice(power, frames, fe), ["f0_st", "voicing", "hnr_db", "jitter", "shimmer_db"]),
-        (_spectral_shape(power, magnitude, fe),
+        (single["fine"], [f"mel{i:03d}_db" for i in range(fe.n_mels)]),
+        (single["energy"], ["rms_db", "zero_crossing"]),
+        (_voice(single["correlation"], single["power"], single["peak_db"], fe),
+         ["f0_st", "voicing", "hnr_db", "jitter", "shimmer_db"]),
+        (single["shape"],
          ["centroid_hz", "bandwidth_hz", "rolloff85_hz", "rolloff01_hz", "flatness_db", "alpha_ratio_db",
           "hammarberg_db", "slope0500_db", "slope1500_db"]),
-        (_flux(fine), ["flux_db"]),
-        (_contrast(magnitude, fe), [f"contrast{i}_db" for i in range(7)]),
-        (_chroma(power, fe), [f"chroma{i:02d}" for i in range(12)]),
-        (mfcc, [f"mfcc{i:02d}" for i in range(fe.n_mfcc)]),
-        (bands, [f"band{i:02d}_db" for i in range(fe.n_bands)]),
+        (_flux(single["fine"]), ["flux_db"]),
+        (single["contrast"], [f"contrast{i}_db" for i in range(7)]),
+        (single["chroma"], [f"chroma{i:02d}" for i in range(12)]),
+        (single["mfcc"], [f"mfcc{i:02d}" for i in range(fe.n_mfcc)]),
+        (single["bands"], [f"band{i:02d}_db" for i in range(fe.n_bands)]),
     ]
     if fe.harmonic:
         import librosa  # late: with all that it imports it would be most of the wait for an answer
 
-        harmonic, percussive = librosa.decompose.hpss(magnitude.T)
+        harmonic, percussive = librosa.decompose.hpss(single["magnitude"].T)
         share = (harmonic**2).sum(axis=0) / ((harmonic**2 + percussive**2).sum(axis=0) + _FLOOR)
         blocks.append((share[:, None], ["harmonic_share"]))
     return blocks
@@ -501,7 +545,9 @@ def _power_spectrum(signal: np.ndarray, fe: FrontEnd) -> tuple[np.ndarray, np.nd
     padded = np.pad(signal.astype(np.float32), (half, half))
     frames = sliding_window_view(padded, fe.win_length)[:: fe.hop_length]
     window = _window(fe.win_length)
-    spectrum = scipy.fft.rfft(frames * window, fe.n_fft, axis=1)
+    windowed = np.zeros((len(frames), fe.n_fft), np.float32)
+    np.multiply(frames, window, out=windowed[:, : fe.win_length])
+    spectrum = scipy.fft.rfft(windowed, axis=1, overwrite_x=True)
     return (spectrum.real**2 + spectrum.imag**2) * (2 / window.sum()) ** 2, frames
 
 
@@ -511,12 +557,17 @@ def _energy(frames: np.ndarray) -> np.ndarray:
     return np.column_stack([rms, (negative[:, 1:] != negative[:, :-1]).mean(axis=1)])
 
 
-def _voice(power: np.ndarray, frames: np.ndarray, fe: FrontEnd) -> np.ndarray:
+def _autocorrelation(power: np.ndarray, fe: FrontEnd) -> np.ndarray:
+    """Of each frame, up to the longest period: 1 at lag 0, corrected for the window."""
+    n_lags = round(fe.sampling_rate / fe.f0_min) + 2
+    # power is real and even, so its inverse transform is a cosine transform
+    correlation = scipy.fft.dct(power, type=1, axis=1)[:, :n_lags]
+    return correlation / (correlation[:, :1] + _FLOOR) / _window_correlation(fe)[:n_lags]
+
+
+def _voice(correlation: np.ndarray, loud: np.ndarray, amplitude: np.ndarray, fe: FrontEnd) -> np.ndarray:
     """F0 (semitones above 55 Hz), voicing strength (0–1), harmonics-to-noise ratio (dB), jitter, shimmer (dB)."""
     shortest, longest = round(fe.sampling_rate / fe.f0_max), round(fe.sampling_rate / fe.f0_min)
-    # power is real and even, so its inverse transform is a cosine transform
-    correlation = scipy.fft.dct(power, type=1, axis=1)[:, : longest + 2]
-    correlation = correlation / (correlation[:, :1] + _FLOOR) / _window_correlation(fe)[: longest + 2]
     index, peaked = _best_lags(correlation, shortest, longest)
     row = np.arange(len(index))
     left, middle, right = (correlation[row, index + k] for k in (-1, 0, 1))
@@ -524,11 +575,9 @@ def _voice(power: np.ndarray, frames: np.ndarray, fe: FrontEnd) -> np.ndarray:
     shift = np.where(curvature < -1e-6, 0.5 * (left - right) / np.minimum(curvature, -1e-6), 0)
     period = (index + np.clip(shift, -0.5, 0.5)) / fe.sampling_rate
     strength = np.clip(middle, 1e-4, 1 - 1e-4)
-    loud = power.sum(axis=1)
     voiced = (strength > fe.voicing) & peaked & (loud > 1e-4 * loud.max())  # within 40 dB of the loudest
     both = voiced[1:] & voiced[:-1]
     jitter = np.where(both, np.abs(np.diff(period)) / period[1:], np.nan)
-    amplitude = 20 * np.log10(np.abs(frames).max(axis=1) + _FLOOR)
     shimmer = np.where(both, np.abs(np.diff(amplitude)), np.nan)
     jitter, shimmer = (np.concatenate([[np.nan], x]) for x in (np.where(jitter < 0.2, jitter, np.nan), shimmer))
     unvoiced = np.where(voiced, 0, np.nan)
@@ -551,82 +600,85 @@ def _best_lags(correlation: np.ndarray, shortest: int, longest: int, n_candidate
     return lag + shortest, is_peak[np.arange(len(lag)), lag]
 
 
-def _smoothest_path(score: np.ndarray, octaves: np.ndarray, n_candidates: int, jump_cost: float, block: int = 16) -> np.ndarray:
+def _smoothest_path(score: np.ndarray, octaves: np.ndarray, n_candidates: int, jump_cost: float) -> np.ndarray:
     """Return one column per row, of the highest scores, so that the sum of scores less the cost of jumps is greatest.
 
-    Viterbi's algorithm in blocks of rows, which are all worked through side by side: within a block, the best way from each
-    candidate of its first row to each of its last; then from block to block.
+    Viterbi's algorithm as a tree: of two neighbouring stretches of rows, the best ways through the one and through the other
+    make the best ways through both. So a signal takes as many steps as its number of rows has binary digits.
     """
     (n_rows, n_columns), k = score.shape, n_candidates
     chosen = np.sort(np.argpartition(1e-6 * np.arange(n_columns) - score, k, axis=1)[:, :k], axis=1)  # of equals, the first
     gain = np.take_along_axis(score, chosen, axis=1).astype(np.float64)
-    chosen = np.pad(chosen, ((0, -n_rows % block), (0, 0)), mode="edge")  # to stay in the last row's column costs nothing
-    gain = np.pad(gain, ((0, -n_rows % block), (0, 0))).reshape(-1, block, k)
     height = octaves[chosen]
-    jump = np.zeros((len(height), k, k))  # row, candidate of the row before, of this row
-    jump[1:] = jump_cost * np.abs(height[:-1, :, None] - height[1:, None, :])
-    jump = jump.reshape(-1, block, k, k)
-    ways = np.where(np.eye(k, dtype=bool), gain[:, 0, None, :], -np.inf)  # block, candidate of its first row, of the current
-    came_from = np.zeros((block, len(gain), k, k), np.int64)
-    for row in range(1, block):
-        reached = ways[:, :, :, None] - jump[:, row, None]
-        came_from[row] = reached.argmax(axis=2)
-        ways = reached.max(axis=2) + gain[:, row, None, :]
-    total, entered, began = np.zeros(k), [], []
-    for way, cost in zip(ways, jump[:, 0], strict=True):
-        reached = total[:, None] - cost
-        entered.append(reached.argmax(axis=0))
-        reached = reached.max(axis=0)[:, None] + way
-        began.append(reached.argmax(axis=0))
-        total = reached.max(axis=0)
-    first, last = np.zeros(len(gain), np.int64), np.zeros(len(gain), np.int64)
-    place = total.argmax()
-    for i in range(len(gain) - 1, -1, -1):
-        last[i], first[i] = place, began[i][place]
-        place = entered[i][first[i]]
-    path = np.zeros((len(gain), block), np.int64)
-    path[:, -1] = last
-    for row in range(block - 1, 0, -1):
-        path[:, row - 1] = came_from[row][np.arange(len(gain)), first, path[:, row]]
-    return np.take_along_axis(chosen, path.reshape(-1, 1), axis=1)[:n_rows, 0]
+    # row, candidate of the row before, of this row
+    ways = gain[1:, None, :] - jump_cost * np.abs(height[:-1, :, None] - height[1:, None, :])
+    nowhere = np.where(np.eye(k, dtype=bool), 0, -np.inf)  # to stay where one is: fills a stretch up to a pair
+    through = []
+    while len(ways) > 1:
+        ways = np.concatenate([ways, nowhere[None]]) if len(ways) % 2 else ways
+        both = ways[::2, :, None, :] + np.swapaxes(ways[1::2], 1, 2)[:, None]  # stretch, first, last, where they meet
+        meet = both.argmax(axis=3)
+        through.append(meet)
+        ways = np.take_along_axis(both, meet[..., None], axis=3)[..., 0]
+    total = gain[0][:, None] + (ways[0] if len(ways) else nowhere)
+    first, last = (np.array([place]) for place in np.unravel_index(total.argmax(), total.shape))
+    for meet in reversed(through):
+        first, last = first[: len(meet)], last[: len(meet)]  # without the one that filled up
+        middle = meet[np.arange(len(meet)), first, last]
+        first, last = (np.stack(pair, axis=1).ravel() for pair in ((first, middle), (middle, last)))
+    path = np.concatenate([first[:1], last])[:n_rows]
+    return np.take_along_axis(chosen, path[:, None], axis=1)[:, 0]
 
 
 def _spectral_shape(power: np.ndarray, magnitude: np.ndarray, fe: FrontEnd) -> np.ndarray:
     frequency = np.fft.rfftfreq(fe.n_fft, 1 / fe.sampling_rate).astype(np.float32)
-    total = magnitude.sum(axis=1) + _FLOOR
-    centroid = magnitude @ frequency / total
-    spread = np.sqrt(np.maximum(magnitude @ frequency**2 / total - centroid**2, 0))
-    rolloff = [frequency[_bin_of_share(magnitude, share)] for share in (0.85, 0.01)]
-    level = 10 * np.log10(power + _FLOOR)
-    flatness = level.mean(axis=1) - 10 * np.log10(power.mean(axis=1) + _FLOOR)
+    n = len(frequency)
 
     def band(low, high):
         return slice(*np.searchsorted(frequency, [low, high]))
+
+    def inside(low, high):
+        result = np.zeros(n, np.float32)
+        result[band(low, high)] = 1
+        return result
 
     def slope(low, high):  # dB per kHz
         x = frequency[band(low, high)] / 1000
         x = x - x.mean()
         return level[:, band(low, high)] @ (x / (x @ x))
 
-    alpha = _db(power[:, band(50, 1000)].sum(axis=1)) - _db(power[:, band(1000, 5000)].sum(axis=1))
-    hammarberg = level[:, band(0, 2000)].max(axis=1) - level[:, band(2000, 5000)].max(axis=1)
-    return np.column_stack([centroid, spread, *rolloff, flatness, alpha, hammarberg, slope(0, 500), slope(500, 1500)])
+    def peak(low, high):
+        return 10 * np.log10(power[:, band(low, high)].max(axis=1) + _FLOOR)
+
+    # what sums over bins goes through the spectrum once
+    total, first, second = (magnitude @ np.column_stack([np.ones(n, np.float32), frequency, frequency**2])).T
+    mean, low, high = (power @ np.column_stack([np.full(n, 1 / n, np.float32), inside(50, 1000), inside(1000, 5000)])).T
+    centroid = first / (total + _FLOOR)
+    spread = np.sqrt(np.maximum(second / (total + _FLOOR) - centroid**2, 0))
+    rolloff = frequency[_bins_of_shares(magnitude, (0.85, 0.01))]
+    level = 10 * np.log10(power + _FLOOR)
+    flatness = level.mean(axis=1) - 10 * np.log10(mean + _FLOOR)
+    return np.column_stack([centroid, spread, rolloff, flatness, _db(low) - _db(high), peak(0, 2000) - peak(2000, 5000),
+                            slope(0, 500), slope(500, 1500)])
 
 
-def _bin_of_share(magnitude: np.ndarray, share: float, block: int = 27) -> np.ndarray:
-    """Return, per frame, the first bin up to which the given share of the magnitude lies.
+def _bins_of_shares(magnitude: np.ndarray, shares: tuple[float, ...], block: int = 27) -> np.ndarray:
+    """Return, per frame, the first bins up to which given shares of the magnitude lie, shape ``(n_frames, n_shares)``.
 
     Sums over blocks of bins first and looks into one block only, which saves the cumulative sum over all bins.
     """
     padded = np.pad(magnitude, ((0, 0), (0, -magnitude.shape[1] % block))) if magnitude.shape[1] % block else magnitude
     blocks = padded.reshape(len(magnitude), -1, block)
-    cumulated = np.cumsum(blocks.sum(axis=2), axis=1)
-    wanted = share * cumulated[:, -1:]
-    row = np.arange(len(magnitude))
-    chosen = (cumulated < wanted).sum(axis=1).clip(max=blocks.shape[1] - 1)
-    before = cumulated[row, chosen] - blocks[row, chosen].sum(axis=1)
-    within = (before[:, None] + np.cumsum(blocks[row, chosen], axis=1) < wanted).sum(axis=1)
-    return (chosen * block + within).clip(max=magnitude.shape[1] - 1)
+    sums = blocks.sum(axis=2)
+    cumulated = np.cumsum(sums, axis=1)
+    row, found = np.arange(len(magnitude)), []
+    for share in shares:
+        wanted = share * cumulated[:, -1:]
+        chosen = (cumulated < wanted).sum(axis=1).clip(max=blocks.shape[1] - 1)
+        before = cumulated[row, chosen] - sums[row, chosen]
+        within = (before[:, None] + np.cumsum(blocks[row, chosen], axis=1) < wanted).sum(axis=1)
+        found.append((chosen * block + within).clip(max=magnitude.shape[1] - 1))
+    return np.stack(found, axis=1)
 
 
 def _flux(fine: np.ndarray) -> np.ndarray:

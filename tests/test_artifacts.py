@@ -95,12 +95,22 @@ def test_inputs_are_those_of_training(speech):
 
 def test_clips_are_read_once_however_many_models_read_them(average, speech, monkeypatch):
     read, asked = Input.represent, []
-    monkeypatch.setattr(Input, "represent", lambda self, signal: asked.append(self.kind) or read(self, signal))
+    monkeypatch.setattr(Input, "represent", lambda self, *signal: asked.append(self.kind) or read(self, *signal))
     clips = artifacts.Clips(speech)
     model = artifacts.load(average)
     asked.clear()
     first = model.probabilities(clips)
     assert (model.probabilities(clips) == first).all() and sorted(asked) == ["functionals"] * 6 + ["image"] * 6
+
+
+def test_inputs_that_share_an_analysis_are_the_same(speech):
+    wanted = [Input("functionals"), SEQUENCE, Input("sequence", {"n_steps": 40, "stride": 4, "trim": False}),
+              Input("segments", {"n_segments": 3}), Input("functionals", levelled=True), IMAGE]
+    clips = artifacts.Clips(speech)
+    clips.prepare(wanted)
+    for inputs in wanted:
+        alone = np.stack([inputs(signal) for signal in speech])
+        np.testing.assert_allclose(clips.read(inputs), alone, rtol=2e-4, atol=2e-4, err_msg=str(inputs))
 
 
 def test_what_a_network_makes_of_clips_is_made_once(tmp_path, speech, monkeypatch):
