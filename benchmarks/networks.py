@@ -71,7 +71,7 @@ def main() -> None:
     folds = read_table(folder / "folds.csv", "folds")
     rows = {}
     for name, network in networks.items():
-        if name in predictions:
+        if name in predictions and hasattr(nets, network["settings"]["build"]):  # not those that read text
             tested = predictions[name][predictions[name]["role"] == "test"]
             found = {variant: metrics.uar(part) for variant, part in tested.groupby("variant")}
             rows[name] = found | cost(name, network, folds["emotion"].nunique(), device, options.repeats)

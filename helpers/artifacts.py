@@ -82,7 +82,7 @@ class Input:
         return self.represent(audio.levelled(signal) if self.levelled else signal)
 
     def represent(self, signal: np.ndarray, analysis: features.Analysis | None = None) -> np.ndarray:
-        """Turn a signal that is levelled, if it has to be, into the input; its analysis, if there is one, spares most of the work."""
+        """Turn a signal that is levelled, if it has to be, into the input; its analysis spares most of the work."""
         heard = signal if analysis is None or not self.arguments.get("trim", True) else analysis
         if self.kind == "functionals":
             row = features.functionals(heard)

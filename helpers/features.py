@@ -25,7 +25,7 @@ from helpers import audio
 from helpers.cache import code_with_parts, fetch, recipe_hash
 from helpers.parallel import over_clips
 
-PART_BYTES = 16_000_000  # of a table that is made in parts: smaller ones would be mostly descriptions of columns
+PART_BYTES = 8_000_000  # of a table that is made in parts: smaller ones would be mostly descriptions of columns
 _FLOOR = 1e-10  # power below which nothing is heard: -100 dB
 _MEL_STEP = math.log(6.4) / 27  # from one mel to the next, above 1 kHz
 _MOVING_TOGETHER = (*(f"mfcc{i:02d}" for i in range(13)), "rms_db", "f0_st")  # whose correlations are functionals
@@ -100,7 +100,7 @@ class Analysis:
     signal : np.ndarray [shape=(n_samples,)]
         Mono, at ``front_end.sampling_rate``.
     front_end
-        Of the finest analysis that is wanted. Another may take every second, third, … of its frames, and differ in nothing else.
+        Of the finest analysis that is wanted. Another may take every second, third, … of its frames; nothing else may differ.
     """
 
     def __init__(self, signal: np.ndarray, front_end: FrontEnd = FrontEnd()):
@@ -114,8 +114,8 @@ class Analysis:
         """Compute the descriptors as :func:`describe` does, to the last few bits."""
         step = front_end.hop_length // self.front_end.hop_length
         if replace(self.front_end, hop_length=self.front_end.hop_length * step) != front_end:
-            raise ValueError(f"an analysis with {self.front_end} holds no frames of {front_end}: only the hop may be longer, by a "
-                             "whole number of times")
+            raise ValueError(f"an analysis with {self.front_end} holds no frames of {front_end}: only the "
+                             "hop may differ, and be a multiple")
         return _described({name: rows[::step] for name, rows in self._single.items()}, front_end)
 
 
