@@ -1,8 +1,9 @@
 """Time and memory as a corpus grows: is time linear, does memory stay flat, do two workers of a cluster do the work of two?
 
 Clips repeat, under ids and hashes of their own, and every measurement begins with an empty work folder: all is computed. It
-is made in a process of its own, since a peak of memory never falls again; starting the processes is not in the time. Each
-kind of work is what the notebooks do: tables are written in parts, images one by one, embeddings (of a very small network) of
+is made in a process of its own, since a peak of memory never falls again; starting the processes is not in the time. What 64
+clips take is not growth (a table's columns are described however few its rows): time per clip is that of the others. Each kind
+of work is what the notebooks do: tables are written in parts, images one by one, embeddings (of a very small network) of
 clips that lie on disk. ``again`` is the same once more, found in the cache (descriptors are not kept in one).
 
 ``--paper`` adds what MSP-Podcast would cost, worked out from the rates of this very run.
@@ -31,17 +32,18 @@ from joblib.externals.loky import get_reusable_executor
 
 from helpers import audio, features, paths, spectrograms, tables
 
+FEW = 64  # clips whose time is what any corpus takes
 LINEAR, FLAT, TWO_WORKERS, MUST_SECONDS = 0.15, 1.3, 1.6, 60.0
 KINDS = ("functionals", "descriptors", "images", "embeddings")
 CORES, NODES = 16, 4  # of the machines that --paper reckons with
 MSP_CLIPS, MSP_HOURS = 264_705, 400  # MSP-Podcast
 
 
-def repeated(corpus: str, n: int) -> pd.DataFrame:
-    """Return `n` rows, each clip as often as needed, no two with the same id or hash."""
+def repeated(corpus: str, n: int, number: int = 0) -> pd.DataFrame:
+    """Return `n` rows, each clip as often as needed, no two with the same id or hash; those of another number have others."""
     rows = timing.read_clips(corpus, min(n, 200))
     rows = rows.iloc[np.arange(n) % len(rows)].reset_index(drop=True)
-    return rows.assign(audio_hash=[f"{i:032x}" for i in range(n)], utterance_id=[f"big/{i:07d}" for i in range(n)])
+    return rows.assign(audio_hash=[f"{number}{i:031x}" for i in range(n)], utterance_id=[f"big/{i:07d}" for i in range(n)])
 
 
 def work(kind: str, rows: pd.DataFrame, folder: Path) -> None:
@@ -57,7 +59,8 @@ def work(kind: str, rows: pd.DataFrame, folder: Path) -> None:
 
         clips = wav2vec2.prepare(rows, "energy")[1]
         # clips repeat, and what is stored is found by its samples: the last ones tell them apart
-        marked = (np.append(clip, [i // 200, i % 200]) for i, clip in enumerate(clips))
+        number = int(rows["audio_hash"].iloc[0][0])
+        marked = (np.append(clip, [number, i // 200, i % 200]) for i, clip in enumerate(clips))
         apart = wav2vec2.Clips.write(folder / "apart.int16", marked)
         wav2vec2.embeddings("tiny-random-wav2vec2", apart, "cpu")
 
@@ -65,20 +68,19 @@ def work(kind: str, rows: pd.DataFrame, folder: Path) -> None:
 def measure(kind: str, corpus: str, n: int, folder: str) -> dict:
     """Do the work in this process, which nothing else has used; return seconds, peak memory (MB) and bytes on disk."""
     os.environ["SER_WORK"] = folder
-    place, rows = Path(folder), repeated(corpus, n)
-    work(kind, repeated(corpus, 64).assign(audio_hash=[f"warm {i}" for i in range(64)]), place / "warm")
-    seconds = []
-    for _ in range(2):
+    place = Path(folder)
+    few, rows, seconds = repeated(corpus, FEW, 1), repeated(corpus, n, 2), []
+    for some, name in [(repeated(corpus, FEW), "warm"), (few, "few"), (rows, "whole"), (rows, "whole")]:
         start = time.perf_counter()
-        work(kind, rows, place / "whole")
+        work(kind, some, place / name)
         seconds.append(time.perf_counter() - start)
     get_reusable_executor().shutdown()
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
     written, stored = (sum(file.stat().st_size for file in (place / part).rglob("*") if file.is_file()) / n
                        for part in ("whole", f"cache/{kind}"))
-    return {"kind": kind, "clips": n, "seconds": seconds[0], "again": seconds[1], "peak": peak, "written": written,
-            "stored": stored, "audio_s": audio_seconds(corpus)}
+    return {"kind": kind, "clips": n, "few": seconds[1], "seconds": seconds[2], "again": seconds[3], "peak": peak,
+            "written": written, "stored": stored, "audio_s": audio_seconds(corpus)}
 
 
 def audio_seconds(corpus: str) -> float:
@@ -97,7 +99,8 @@ def growth(corpus: str, sizes: dict[str, list[int]]) -> tuple[pd.DataFrame, bool
                   ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process):
                 rows.append(process.submit(measure, kind, corpus, n, folder).result())
             now, first = rows[-1], next(row for row in rows if row["kind"] == kind)
-            bent = now["seconds"] / n / (first["seconds"] / first["clips"]) - 1
+            each, at_first = ((row["seconds"] - row["few"]) / (row["clips"] - FEW) for row in (now, first))
+            bent = each / at_first - 1
             grown = now["peak"] / first["peak"]
             print(f"{kind:14}{n:8,}{now['seconds']:10.1f}{n / now['seconds']:9.1f}{bent:+16.0%}{now['again']:9.1f}"
                   f"{now['peak']:10.0f}{grown:12.2f}{now['written'] / 1e3:11.1f} kB{now['stored'] / 1e3:10.1f} kB", flush=True)
