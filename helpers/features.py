@@ -25,7 +25,8 @@ from helpers import audio
 from helpers.cache import code_with_parts, fetch, recipe_hash
 from helpers.parallel import over_clips
 
-PART_BYTES = 8_000_000  # of a table that is made in parts: smaller ones would be mostly descriptions of columns
+# of a part of a table; where columns are many, describing them takes as much memory as rows do, for each part anew
+PART_BYTES, WIDE_PART_BYTES = 8_000_000, 32_000_000
 _FLOOR = 1e-10  # power below which nothing is heard: -100 dB
 _MEL_STEP = math.log(6.4) / 27  # from one mel to the next, above 1 kHz
 _MOVING_TOGETHER = (*(f"mfcc{i:02d}" for i in range(13)), "rms_db", "f0_st")  # whose correlations are functionals
@@ -207,7 +208,7 @@ def functionals_parts(utterances: pd.DataFrame, front_end: FrontEnd = FrontEnd()
                       progress: str = "functionals") -> Iterator[pd.DataFrame]:
     """Compute :func:`functionals_table` in parts of some megabytes, for ``tables.write_parts``: one at a time is in memory."""
     names, rows = _functional_rows(utterances, front_end, n_jobs, progress)
-    n = max(PART_BYTES // (4 * len(names)), 1)
+    n = max(WIDE_PART_BYTES // (4 * len(names)), 1)
     for i in range(0, len(utterances), n):
         yield _as_table(utterances["utterance_id"].iloc[i: i + n], names, rows)
 
@@ -457,8 +458,9 @@ def _sequence(path, start_s, end_s, front_end):
 
 
 def _frames(ids: list[str], curves: list[np.ndarray], names: list[str]) -> pd.DataFrame:
-    """Return clips' descriptors as one table."""
-    table = pd.DataFrame(np.concatenate(curves), columns=names)
+    """Return clips' descriptors as one table, column by column in memory: who writes it need not copy them."""
+    values = np.empty((len(names), sum(map(len, curves))), np.float32).T
+    table = pd.DataFrame(np.concatenate(curves, out=values), columns=names, copy=False)
     table.insert(0, "utterance_id", np.repeat(np.array(ids, str), [len(own) for own in curves]))
     return table
 
@@ -476,7 +478,7 @@ def _functional_rows(utterances: pd.DataFrame, front_end: FrontEnd, n_jobs: int,
 
 def _as_table(ids: pd.Series, names: list[str], rows: Iterable[np.ndarray]) -> pd.DataFrame:
     """Take as many rows as there are ids, into one table."""
-    values = np.empty((len(ids), len(names)), np.float32)
+    values = np.empty((len(names), len(ids)), np.float32).T  # as for _frames
     for i, row in zip(range(len(ids)), rows, strict=False):
         values[i] = row
     table = pd.DataFrame(values, columns=names, copy=False)

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from helpers import paths
 
 CHUNK = 32  # clips that travel together: sending one alone costs the parent about as much as an image costs a worker
-ROUND = 16  # chunks per worker that are under way, or done and not yet taken: the parent holds no more
+ROUND = 10  # chunks per worker that are under way, or done and not yet taken: the parent holds no more
 WAIT_S = 10  # s; how long a scheduler, and then its first worker, may take to answer
 
 _ONE_AT_A_TIME = threading.Lock()

@@ -160,8 +160,8 @@ def write_parts(parts: Iterable[pd.DataFrame], path: Path, schema: str, *, noteb
         nonlocal n_rows
         writer = None
         try:
-            for number, part in enumerate(parts, start=1):
-                where = path.with_name(f"{path.name}, part {number}")
+            for part in parts:
+                where = path.with_name(f"{path.name}, part {len(seen) + 1}")
                 rows = pyarrow.Table.from_pandas(_validated(part, schema, where, "nothing was written"), preserve_index=False)
                 if writer is None:
                     # numbers hardly repeat: dictionaries and statistics of them cost time and memory, and gain nothing
@@ -175,6 +175,7 @@ def write_parts(parts: Iterable[pd.DataFrame], path: Path, schema: str, *, noteb
                 writer.write_table(rows)
                 n_rows += rows.num_rows
                 seen.append(pd.util.hash_array(part["utterance_id"].unique().astype(object)))  # eight bytes each
+                del part, rows  # before the next one is made
         finally:
             if writer:
                 writer.close()
@@ -354,7 +355,7 @@ def _validated(frame: pd.DataFrame, schema: str, path: Path, consequence: str, w
         declared = declared.remove_columns([name for name in declared.columns if name not in there])
         declared = declared.update_columns({name: {"required": False} for name, column in there.items() if column.regex})
     try:
-        return declared.validate(frame.reset_index(drop=True), lazy=True)
+        return declared.validate(frame.reset_index(drop=True), lazy=True, inplace=True)
     except pa.errors.SchemaErrors as errors:
         cases = errors.failure_cases[["column", "check", "failure_case", "index"]].head(10)
         raise ValueError(f"{path.name} is not a valid {schema!r} table ({len(errors.failure_cases)} faults, the first "
