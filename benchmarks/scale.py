@@ -4,7 +4,7 @@ Clips repeat, under ids and hashes of their own, and every measurement begins wi
 is made in a process of its own, since a peak of memory never falls again; starting the processes is not in the time. What 64
 clips take is not growth (a table's columns are described however few its rows): time per clip is that of the others. Each kind
 of work is what the notebooks do: tables are written in parts, images one by one, embeddings (of a very small network) of
-clips that lie on disk. ``again`` is the same once more, found in the cache (descriptors are not kept in one).
+clips that lie on disk. ``again`` is the same once more, found in the cache (descriptors, which no cache keeps, are made once).
 
 ``--paper`` adds what MSP-Podcast would cost, worked out from the rates of this very run.
 
@@ -12,6 +12,7 @@ Run ``python benchmarks/scale.py``; ``--sizes 100 1000 --embeddings 100 1000 --r
 """
 
 import argparse
+import math
 import os
 import resource
 import socket
@@ -33,6 +34,7 @@ from joblib.externals.loky import get_reusable_executor
 from helpers import audio, features, paths, spectrograms, tables
 
 FEW = 64  # clips whose time is what any corpus takes
+SHORT, STEADY = 1_000, 5  # up to so many clips, the median of so many rounds: seconds alone would be mostly chance
 LINEAR, FLAT, TWO_WORKERS, MUST_SECONDS = 0.15, 1.3, 1.6, 60.0
 KINDS = ("functionals", "descriptors", "images", "embeddings")
 CORES, NODES = 16, 4  # of the machines that --paper reckons with
@@ -43,7 +45,7 @@ def repeated(corpus: str, n: int, number: int = 0) -> pd.DataFrame:
     """Return `n` rows, each clip as often as needed, no two with the same id or hash; those of another number have others."""
     rows = timing.read_clips(corpus, min(n, 200))
     rows = rows.iloc[np.arange(n) % len(rows)].reset_index(drop=True)
-    return rows.assign(audio_hash=[f"{number}{i:031x}" for i in range(n)], utterance_id=[f"big/{i:07d}" for i in range(n)])
+    return rows.assign(audio_hash=[f"{number:x}{i:031x}" for i in range(n)], utterance_id=[f"big/{i:07d}" for i in range(n)])
 
 
 def work(kind: str, rows: pd.DataFrame, folder: Path) -> None:
@@ -59,7 +61,7 @@ def work(kind: str, rows: pd.DataFrame, folder: Path) -> None:
 
         clips = wav2vec2.prepare(rows, "energy")[1]
         # clips repeat, and what is stored is found by its samples: the last ones tell them apart
-        number = int(rows["audio_hash"].iloc[0][0])
+        number = int(rows["audio_hash"].iloc[0][0], 16)
         marked = (np.append(clip, [number, i // 200, i % 200]) for i, clip in enumerate(clips))
         apart = wav2vec2.Clips.write(folder / "apart.int16", marked)
         wav2vec2.embeddings("tiny-random-wav2vec2", apart, "cpu")
@@ -69,18 +71,24 @@ def measure(kind: str, corpus: str, n: int, folder: str) -> dict:
     """Do the work in this process, which nothing else has used; return seconds, peak memory (MB) and bytes on disk."""
     os.environ["SER_WORK"] = folder
     place = Path(folder)
-    few, rows, seconds = repeated(corpus, FEW, 1), repeated(corpus, n, 2), []
-    for some, name in [(repeated(corpus, FEW), "warm"), (few, "few"), (rows, "whole"), (rows, "whole")]:
-        start = time.perf_counter()
-        work(kind, some, place / name)
-        seconds.append(time.perf_counter() - start)
+    seconds = {"few": [], "whole": [], "again": []}
+    work(kind, repeated(corpus, FEW), place / "warm")
+    rounds = STEADY if n <= SHORT else 1
+    for number in range(1, 2 * rounds + 1, 2):
+        few, rows = repeated(corpus, FEW, number), repeated(corpus, n, number + 1)
+        runs = [("few", few, f"few {number}"), ("whole", rows, "whole"), ("again", rows, "whole")]
+        for name, some, where in runs[: 2 if kind == "descriptors" else 3]:
+            start = time.perf_counter()
+            work(kind, some, place / where)
+            seconds[name].append(time.perf_counter() - start)
+    seconds = {name: float(np.median(found)) if found else math.nan for name, found in seconds.items()}
     get_reusable_executor().shutdown()
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
-    written, stored = (sum(file.stat().st_size for file in (place / part).rglob("*") if file.is_file()) / n
+    written, stored = (sum(file.stat().st_size for file in (place / part).rglob("*") if file.is_file())
                        for part in ("whole", f"cache/{kind}"))
-    return {"kind": kind, "clips": n, "few": seconds[1], "seconds": seconds[2], "again": seconds[3], "peak": peak,
-            "written": written, "stored": stored, "audio_s": audio_seconds(corpus)}
+    return {"kind": kind, "clips": n, "peak": peak, "written": written / n,
+            "stored": stored / (FEW + rounds * (FEW + n)), "audio_s": audio_seconds(corpus)} | seconds
 
 
 def audio_seconds(corpus: str) -> float:
@@ -99,10 +107,10 @@ def growth(corpus: str, sizes: dict[str, list[int]]) -> tuple[pd.DataFrame, bool
                   ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process):
                 rows.append(process.submit(measure, kind, corpus, n, folder).result())
             now, first = rows[-1], next(row for row in rows if row["kind"] == kind)
-            each, at_first = ((row["seconds"] - row["few"]) / (row["clips"] - FEW) for row in (now, first))
+            each, at_first = ((row["whole"] - row["few"]) / (row["clips"] - FEW) for row in (now, first))
             bent = each / at_first - 1
             grown = now["peak"] / first["peak"]
-            print(f"{kind:14}{n:8,}{now['seconds']:10.1f}{n / now['seconds']:9.1f}{bent:+16.0%}{now['again']:9.1f}"
+            print(f"{kind:14}{n:8,}{now['whole']:10.1f}{n / now['whole']:9.1f}{bent:+16.0%}{now['again']:9.1f}"
                   f"{now['peak']:10.0f}{grown:12.2f}{now['written'] / 1e3:11.1f} kB{now['stored'] / 1e3:10.1f} kB", flush=True)
             missed += [f"{kind} of {n:,}: time"] * (abs(bent) > LINEAR) + [f"{kind} of {n:,}: memory"] * (grown > FLAT)
     print(f"required: time per clip within {LINEAR:.0%} of that of the fewest clips, the parent's peak within {FLAT} × of "
@@ -189,7 +197,7 @@ def on_paper(figures: pd.DataFrame, scaled: float) -> None:
     from helpers import wav2vec2
 
     largest = figures.sort_values("clips").groupby("kind").last()
-    rate = largest["clips"] * largest["audio_s"] / largest["seconds"]  # × real time, on this machine's cores
+    rate = largest["clips"] * largest["audio_s"] / largest["whole"]  # × real time, on this machine's cores
     size = dict(largest["written"] / largest["audio_s"] * MSP_HOURS * 3600 / 1e9)
     size["functionals"] = largest.loc["functionals", "written"] * MSP_CLIPS / 1e9  # a row, however long the clip
     size["cache of functionals"] = largest.loc["functionals", "stored"] * MSP_CLIPS / 1e9
