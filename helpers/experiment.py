@@ -35,16 +35,27 @@ class Part:
     speakers : np.ndarray [shape=(n_rows,)]
     ids : np.ndarray [shape=(n_rows,)], optional
         Of the utterances, for messages.
+    copies : np.ndarray [shape=(n_rows, n_copies, ...)], optional
+        The same clips changed, each copy as a row of inputs: to be fitted on besides.
     """
 
     inputs: np.ndarray
     classes: np.ndarray
     speakers: np.ndarray
     ids: np.ndarray | None = None
+    copies: np.ndarray | None = None
 
     def __add__(self, other: "Part") -> "Part":
-        names = ("inputs", "classes", "speakers") + ("ids",) * (self.ids is not None and other.ids is not None)
-        return Part(*(np.concatenate([getattr(self, name), getattr(other, name)]) for name in names))
+        pairs = {name: (getattr(self, name), getattr(other, name)) for name in vars(self)}
+        return Part(**{name: np.concatenate(pair) for name, pair in pairs.items() if all(one is not None for one in pair)})
+
+    def with_copies(self) -> "Part":
+        """Return the rows and below them their copies, which are of the same speakers and emotions, as rows."""
+        if self.copies is None:
+            return self
+        n = 1 + self.copies.shape[1]
+        return Part(np.concatenate([self.inputs, *np.moveaxis(self.copies, 1, 0)]), np.tile(self.classes, n),
+                    np.tile(self.speakers, n), None if self.ids is None else np.tile(self.ids, n))
 
 
 class Model(Protocol):
@@ -63,7 +74,7 @@ class Model(Protocol):
 
 def cross_validate(model: Model, inputs: np.ndarray | dict[int, np.ndarray], utterance_ids: pd.Series, folds: pd.DataFrame,
                    variant: str = "inductive", seed: int = 0, pretrained: bool = False, n_jobs: int = 1,
-                   made_by: dict | None = None) -> tuple[pd.DataFrame, dict]:
+                   made_by: dict | None = None, copies: np.ndarray | None = None) -> tuple[pd.DataFrame, dict]:
     """Train and predict fold by fold; a fold that was computed before is read from the cache.
 
     Parameters
@@ -88,6 +99,8 @@ def cross_validate(model: Model, inputs: np.ndarray | dict[int, np.ndarray], utt
         Folds that run side by side.
     made_by
         Run record of the model that made the inputs; what it saw is written down as ``start``, and audited.
+    copies : np.ndarray [shape=(n_utterances, n_copies, ...)], optional
+        Changed copies of the same utterances as further rows to fit on. Of a fold, those of clips that it fits on are used.
 
     Returns
     -------
@@ -104,7 +117,8 @@ def cross_validate(model: Model, inputs: np.ndarray | dict[int, np.ndarray], utt
     emotions = emotion_order(folds["emotion"])
     speakers = folds.drop_duplicates("utterance_id").set_index("utterance_id")["speaker"]
     position = _positions(utterance_ids, speakers.index)
-    for array in inputs.values() if isinstance(inputs, dict) else [inputs]:
+    arrays = list(inputs.values()) if isinstance(inputs, dict) else [inputs]
+    for array in arrays + ([] if copies is None else [*np.moveaxis(copies, 1, 0)]):
         mine = array[position[speakers.index]]
         if mine.dtype.kind == "f" and not np.isfinite(mine).all():
             raise ValueError(f"{(~np.isfinite(mine)).any(axis=tuple(range(1, mine.ndim))).sum()} rows of the inputs hold NaN "
@@ -114,7 +128,8 @@ def cross_validate(model: Model, inputs: np.ndarray | dict[int, np.ndarray], utt
     _warn_of_missing_classes(model.name, folds, emotions)
     recipe = recipe_hash(model.recipe(), emotions)
     jobs = (joblib.delayed(_without_weights)(model, inputs[fold] if isinstance(inputs, dict) else inputs, position, rows,
-                                             emotions, seed + int(fold), recipe) for fold, rows in folds.groupby("fold"))
+                                             emotions, seed + int(fold), recipe, copies)
+            for fold, rows in folds.groupby("fold"))
     outcomes = list(tqdm(joblib.Parallel(n_jobs=n_jobs, return_as="generator")(jobs), total=folds["fold"].nunique(),
                          desc=f"{model.name}, {variant}", unit="fold"))
     example = next(iter(inputs.values())) if isinstance(inputs, dict) else inputs
@@ -146,12 +161,12 @@ def write_record(records: list[dict], path: Path) -> None:
 
 
 def fold_outcome(model: Model, inputs: np.ndarray, utterance_ids: pd.Series, folds: pd.DataFrame, fold: int,
-                 seed: int = 0) -> dict:
+                 seed: int = 0, copies: np.ndarray | None = None) -> dict:
     """Return what a model computed for one fold, with its weights, to look inside; as :func:`cross_validate` stored it.
 
     Parameters
     ----------
-    model, inputs, utterance_ids, folds, seed
+    model, inputs, utterance_ids, folds, seed, copies
         As given to :func:`cross_validate`.
     fold
         Number of the fold.
@@ -164,13 +179,14 @@ def fold_outcome(model: Model, inputs: np.ndarray, utterance_ids: pd.Series, fol
     emotions = emotion_order(folds["emotion"])
     rows = folds[folds["fold"] == fold]
     return _stored_fold(model, inputs, _positions(utterance_ids, rows["utterance_id"]), rows, emotions, seed + int(fold),
-                        recipe_hash(model.recipe(), emotions))
+                        recipe_hash(model.recipe(), emotions), copies)
 
 
 def stored_fit(model: Model, recipe: str, train: Part, valid: Part, test: np.ndarray, n_classes: int, seed: int) -> dict:
     """Return what ``model.fit_predict`` returns; computed at most once for the same recipe, data and seed."""
     data = [getattr(p, name) for p in (train, valid) for name in ("inputs", "classes", "speakers")]
     data += [train.ids.tolist()] if getattr(model, "needs_ids", False) else []
+    data += [part.copies for part in (train, valid) if part.copies is not None]
     scratch = []
 
     def compute() -> dict:
@@ -204,12 +220,13 @@ def _without_weights(*arguments) -> dict:
 
 
 def _stored_fold(model: Model, inputs: np.ndarray, position: pd.Series, rows: pd.DataFrame, emotions: list[str], seed: int,
-                 recipe: str) -> dict:
+                 recipe: str, copies: np.ndarray | None = None) -> dict:
     def part(role: str) -> Part:
         chosen = rows[rows["role"] == role]
-        return Part(inputs[position[chosen["utterance_id"]]],
-                    chosen["emotion"].map({e: i for i, e in enumerate(emotions)}).to_numpy(copy=True),
-                    chosen["speaker"].to_numpy(str), chosen["utterance_id"].to_numpy(str))
+        place = position[chosen["utterance_id"]]
+        return Part(inputs[place], chosen["emotion"].map({e: i for i, e in enumerate(emotions)}).to_numpy(copy=True),
+                    chosen["speaker"].to_numpy(str), chosen["utterance_id"].to_numpy(str),
+                    None if copies is None else copies[place])
 
     return stored_fit(model, recipe, part("train"), part("valid"), part("test").inputs, len(emotions), seed)
 

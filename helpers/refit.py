@@ -18,13 +18,12 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
-from helpers import artifacts, audio, corpora, metrics, paths, protocol, tables
+from helpers import artifacts, audio, augment, corpora, metrics, paths, protocol, tables
 from helpers.artifacts import ClassicalPart, Input, LinearPart, NetworkPart, PartOfArtifact, TreesPart
 from helpers.audit import read_records
 from helpers.cache import code, code_with_parts, fetch, recipe_hash
 from helpers.corpora import emotion_order
-from helpers.estimators import Classical, linear_head
-from helpers.estimators import _fit as fit_seeded
+from helpers.estimators import Classical, fit_seeded, linear_head
 from helpers.experiment import Part
 from helpers.features import normalise_by_speaker
 from helpers.parallel import over_clips
@@ -33,7 +32,8 @@ from helpers.trees import from_estimator
 
 
 def hand_on(stem: str, model: Classical | Network, arrays: dict[str, np.ndarray], utterance_ids: pd.Series, folds: pd.DataFrame,
-            inputs: Input, corpus: str, policy: str, seed: int = 0, records: str = "") -> artifacts.Artifact:
+            inputs: Input, corpus: str, policy: str, seed: int = 0, records: str = "",
+            copies: dict[str, np.ndarray] | None = None) -> artifacts.Artifact:
     """Refit a model on all speakers and save it as ``SER_WORK/<corpus>/<policy>/models/<stem>``, with its protocol cards.
 
     Call it when predictions and run records of the model are written. An artefact that was made of the same recipe, data and
@@ -56,6 +56,8 @@ def hand_on(stem: str, model: Classical | Network, arrays: dict[str, np.ndarray]
         Names.
     records
         Name of the run records, if it is not `stem`.
+    copies
+        Variant → changed copies, as they were given there.
 
     Returns
     -------
@@ -68,16 +70,17 @@ def hand_on(stem: str, model: Classical | Network, arrays: dict[str, np.ndarray]
     emotions = emotion_order(folds["emotion"])
     once = folds.drop_duplicates("utterance_id").set_index("utterance_id").reindex(utterance_ids)
     classes, speakers = once["emotion"].map(emotions.index).to_numpy(copy=True), once["speaker"].to_numpy(str)
-    recipe = recipe_hash(model.recipe(), arrays, classes, speakers, [record["folds"] for record in recorded.values()],
+    copies = copies or {}
+    recipe = recipe_hash(model.recipe(), arrays, copies, classes, speakers, [record["folds"] for record in recorded.values()],
                          predictions, asdict(inputs), seed, code(refit), code(hand_on))
     target = folder / "models" / stem
     if (made := artifacts.made_of(target, recipe)) is not None:
         return made
 
-    def everything(values: np.ndarray) -> Part:
-        return Part(values, classes, speakers, utterance_ids.to_numpy(str))
+    def everything(values: np.ndarray, changed: np.ndarray | None = None) -> Part:
+        return Part(values, classes, speakers, utterance_ids.to_numpy(str), changed)
 
-    known = {variant: everything(values) for variant, values in arrays.items()}
+    known = {variant: everything(values, copies.get(variant)) for variant, values in arrays.items()}
     parts = {variant: refit(model, recorded[variant], part, len(emotions), seed) for variant, part in known.items()}
     embedded = isinstance(model, Network) and "speaker-normalised" in recorded.keys() - arrays.keys()
     values = arrays["inductive"]
@@ -96,7 +99,7 @@ def hand_on(stem: str, model: Classical | Network, arrays: dict[str, np.ndarray]
     return artifacts.made_of(target, recipe)
 
 
-def read_clips(utterances: pd.DataFrame, inputs: Input, n_jobs: int = -1) -> np.ndarray:
+def read_clips(utterances: pd.DataFrame, inputs: Input, n_jobs: int = -1, speed: float = 1.0) -> np.ndarray:
     """Return what a model reads of each utterance, from the audio itself; what was read before is not read again.
 
     Use it for inputs that no notebook has made a table of, e.g. ``levelled`` ones.
@@ -109,17 +112,19 @@ def read_clips(utterances: pd.DataFrame, inputs: Input, n_jobs: int = -1) -> np.
         How a signal becomes an input.
     n_jobs
         Processes; -1 for all cores.
+    speed
+        At which the clips are played (see ``augment.played``).
 
     Returns
     -------
     np.ndarray [shape=(n_utterances, ...)]
     """
     def compute() -> dict[str, np.ndarray]:
-        jobs = ((u.path, u.start_s, u.end_s, inputs) for u in utterances.itertuples())
+        jobs = ((u.path, u.start_s, u.end_s, inputs, speed) for u in utterances.itertuples())
         return {"inputs": np.stack(list(over_clips(_described, jobs, n_jobs, inputs.kind)))}
 
     recipe = recipe_hash(utterances["audio_hash"].tolist(), asdict(inputs), code_with_parts(audio.levelled),
-                         code_with_parts(Input.represent))
+                         code_with_parts(Input.represent), speed, code(augment.played))
     return fetch("inputs", recipe, compute)["inputs"]
 
 
@@ -183,7 +188,7 @@ def refit(model: Classical | Network, record: dict, everything: Part, n_classes:
     own = {name: value for name, value in setting.items() if name in {f.name for f in fields(model)}}
     options = model.options | {name: value for name, value in setting.items() if name not in own}
     network = replace(model, **own, options=options, trials=0, search={})
-    trainer = Trainer(network, everything, everything, n_classes, seed)
+    trainer = Trainer(network, everything.with_copies(), everything, n_classes, seed)
     trainer.resume()
     last = round(float(np.median([note["best_epoch"] for note in notes])))
     with tqdm(total=last, initial=trainer.epoch, desc=f"{model.name}, all speakers", unit="epoch", mininterval=5) as bar:
@@ -268,8 +273,8 @@ def usual_traits(utterances: pd.DataFrame, utterance_ids: pd.Series) -> dict[str
     return {name: bounds.tolist() for name, bounds in stored.items()}
 
 
-def _described(path: str, start_s: float, end_s: float, describe: Callable) -> np.ndarray | dict[str, float]:
-    return describe(audio.load(path, start_s, end_s))
+def _described(path: str, start_s: float, end_s: float, describe: Callable, speed: float = 1) -> np.ndarray | dict[str, float]:
+    return describe(augment.played(audio.load(path, start_s, end_s), speed))
 
 
 def _frozen(settings: list[dict]) -> dict:

@@ -138,11 +138,12 @@ class Network:
         """Train with early stopping on the valid speakers, then predict valid and test rows."""
         if self.trials:
             return self._search(train, valid, test, n_classes, seed)
+        augmented = self.augment.copies is not None or train.copies is not None
         with _speaking_of_memory(self):
-            training = Trainer(self, train, valid, n_classes, seed)
+            training = Trainer(self, train.with_copies(), valid, n_classes, seed)
             training.run()
             return {"valid": training.predict(valid.inputs), "test": training.predict(test),
-                    "steps": {"fit": ["train"], "stop": ["valid"]} | ({"augment": ["train"]} if self.augment.copies else {}),
+                    "steps": {"fit": ["train"], "stop": ["valid"]} | ({"augment": ["train"]} if augmented else {}),
                     "notes": training.notes(), "scratch": training.folder,
                     "weights": {name: value.cpu().numpy() for name, value in training.bare_net().state_dict().items()}}
 

@@ -318,3 +318,14 @@ def test_interrupted_training_with_everything_on_ends_with_the_same_bits(corpus,
     monkeypatch.setattr(augment, "fetch", lambda kind, key, compute: compute())  # copies lost meanwhile are drawn again alike
     again = model.fit_predict(*given)
     assert np.array_equal(again["test"], whole["test"]) and again["notes"] == whole["notes"]
+
+
+@pytest.mark.parametrize("speed", [0.9, 1.1])
+def test_played_faster_is_higher_and_shorter(speed):
+    time = np.arange(RATE) / RATE
+    tone = (0.5 * np.sin(2 * np.pi * 200 * time)).astype(np.float32)
+    found = augment.played(tone, speed)
+    assert len(found) == pytest.approx(RATE / speed, abs=2) and found.dtype == np.float32
+    spectrum = np.abs(np.fft.rfft(found * np.hanning(len(found))))
+    assert spectrum.argmax() * RATE / len(found) == pytest.approx(200 * speed, abs=1)
+    assert augment.played(tone, 1.0) is tone

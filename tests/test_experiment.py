@@ -77,6 +77,49 @@ def test_finished_folds_are_not_computed_again(setup, counting):
     assert len(counting.given) == 20, "another estimator is another recipe"
 
 
+def test_copies_of_the_clips_that_are_fitted_on_are_fitted_on_besides(setup, counting):
+    inputs, ids, folds = setup
+    alone, _ = cross_validate(counting, inputs, ids, folds)
+    Counting.given.clear()
+    copies = np.stack([inputs + 1, inputs - 1], axis=1)
+    table, record = cross_validate(counting, inputs, ids, folds, copies=copies)
+    train, valid, _ = Counting.given[1]
+    rows = folds.query("fold == 2 and role == 'train'")["utterance_id"]
+    place = pd.Index(ids).get_indexer(rows)
+    assert (train.copies == copies[place]).all() and len(train.with_copies().inputs) == 3 * len(rows)
+    both = (train + valid).with_copies()
+    n = len(both.inputs) // 3
+    assert (both.inputs[n: 2 * n] == both.inputs[:n] + 1).all() and (both.inputs[2 * n:] == both.inputs[:n] - 1).all()
+    for name in ("classes", "speakers", "ids"):
+        assert (getattr(both, name) == np.tile(getattr(both, name)[:n], 3)).all()
+    step = record["folds"]["2"]
+    assert step["augment"] == step["fit"]
+    assert not set(step["augment"]) & set(folds.query("fold == 2 and role == 'test'")["utterance_id"])
+    assert not table.equals(alone), "copies are another recipe"
+    found = experiment.fold_outcome(counting, inputs, ids, folds, 2, copies=copies)
+    assert (found["test"] == table.query("fold == 2 and role == 'test'").filter(like="p_").to_numpy(np.float32)).all()
+    assert len(Counting.given) == 5, "what cross-validation stored was computed again"
+    scaled = np.stack([(inputs - inputs.mean(axis=0)) / inputs.std(axis=0)], axis=1)
+    with pytest.raises(ValueError, match=r"mean 0|scaled|standardised"):
+        cross_validate(counting, inputs, ids, folds, copies=scaled)
+
+
+@pytest.mark.parametrize("n_classes", [2, 3, 8])
+@pytest.mark.parametrize("n_columns", [5, 400])
+def test_shrunk_discriminant_is_scikit_learns(n_classes, n_columns):
+    rng = np.random.default_rng(n_classes)
+    classes = rng.integers(0, n_classes, 300)
+    inputs = rng.normal(size=(300, n_columns)) + 0.3 * rng.normal(size=(n_classes, n_columns))[classes]
+    equal = np.full(n_classes, 1 / n_classes)
+    expected = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.3, priors=equal)
+    # scikit-learn shrinks the covariance of each class on its own, and weights them with the priors
+    order = np.concatenate([np.flatnonzero(classes == i)[: min(np.bincount(classes))] for i in range(n_classes)])
+    expected.fit(inputs[order], classes[order])
+    found = estimators.ShrunkLDA(0.3).fit(inputs[order], classes[order])
+    np.testing.assert_allclose(found.predict_proba(inputs), expected.predict_proba(inputs), atol=2e-3)
+    assert (found.predict(inputs) == expected.predict(inputs)).mean() > 0.99
+
+
 def test_an_interrupted_run_continues(setup, counting, monkeypatch):
     inputs, ids, folds = setup
     fit = Classical.fit_predict

@@ -53,11 +53,11 @@ def test_scaling_rotation_discriminant_and_temperature_are_one_linear_model(corp
     wide = Part(np.concatenate([1e3 + 50 * everything.inputs, everything.inputs**2], axis=1).astype(np.float32),
                 everything.classes, everything.speakers, everything.ids)
     models = estimators.classical_models(wide.inputs.shape[1], search=False)
-    model = estimators._fit(models["LDA"].estimator, wide, 0)
+    model = estimators.fit_seeded(models["LDA"].estimator, wide, 0)
     part = refit.part_of(model, 4)
     assert isinstance(part, artifacts.LinearPart)
     np.testing.assert_allclose(part.predictor(4)(wide.inputs), model.predict_proba(wide.inputs), atol=1e-6)
-    svm = estimators._fit(models["SVM"].estimator, wide, 0)
+    svm = estimators.fit_seeded(models["SVM"].estimator, wide, 0)
     assert isinstance(refit.part_of(svm, 4), artifacts.ClassicalPart), "its kernel is not linear"
 
 
