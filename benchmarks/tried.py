@@ -1,0 +1,247 @@
+"""What was tried on the way to the recipe of the classical models, each alone, and what it brought on *valid* speakers.
+
+Every configuration is fitted on a fold's train speakers and judged on its valid speakers, who are another four in every fold;
+nobody looks at test here. A difference is in pairs, on the same clips, against the configuration named beside it, with a 95 %
+interval over speakers. A change is kept where one variant's whole interval is above zero and the other's mean is not below.
+
+One classifier judges features: linear discriminant analysis with a fixed shrinkage. openSMILE's ComParE 2016 functionals are
+measured with the same classifier where it is installed (``pip install --group benchmark``; its licence is non-commercial).
+
+Run ``python benchmarks/tried.py [--corpus ravdess] [--write]``; ``--write`` puts the table where it is committed. What is
+computed is stored in SER_WORK.
+"""
+
+import argparse
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import timing  # noqa: F401 (finds the project)
+from scipy.stats import norm
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.feature_selection import SelectKBest, f_classif
+from sklearn.linear_model import LogisticRegression
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
+
+from helpers import audio, augment, cache, corpora, ensemble, experiment, features, metrics, paths, refit, tables
+from helpers.artifacts import Input
+from helpers.estimators import Classical, ShrunkLDA
+from helpers.parallel import over_clips
+
+PLAIN, LEVELLED = Input("functionals"), Input("functionals", levelled=True)
+VOICES = (0.9, 1.1)
+FIRST, KEPT = "LDA on the functionals", "with voices at 0.9 and 1.1"
+
+
+class Ranks(TransformerMixin, BaseEstimator):
+    """Each column as a normal distribution, by the ranks of the rows that were fitted on."""
+
+    def fit(self, values, classes=None):
+        self.ordered_ = np.sort(values, axis=0)
+        return self
+
+    def transform(self, values):
+        places = np.column_stack([np.searchsorted(own, column) for own, column in zip(self.ordered_.T, values.T, strict=True)])
+        return norm.ppf(np.clip((places + 0.5) / (len(self.ordered_) + 1), 0.002, 0.998)).astype(np.float32)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", default="ravdess", help="one with published folds, under SER_DATA")
+    parser.add_argument("--write", action="store_true", help="write tried.csv beside the published results")
+    options = parser.parse_args()
+    place = paths.PROJECT / "data/results" / options.corpus / corpora.get(options.corpus).default_policy
+    folds = tables.read_table(place / "folds.csv", "folds")
+    utterances = corpora.index(options.corpus)
+    utterances = utterances[utterances["utterance_id"].isin(folds["utterance_id"])].reset_index(drop=True)
+    utterances["audio_hash"] = audio.measure_all(utterances)["audio_hash"].to_numpy()
+    rows = pd.DataFrame(Trials(utterances, folds).run())
+    if options.write:
+        rows.to_csv(place / "tried.csv", index=False, float_format="%.5f")
+    print(f"\n{options.corpus}: UAR on valid speakers in %, differences in points [95 % interval over speakers]\n")
+    print("\n".join(lines(rows)))
+    return 0
+
+
+def lines(rows: pd.DataFrame) -> list[str]:
+    """Return what was tried as a table for people."""
+    found = ["| configuration | against | inductive | speaker-normalised | s | kept |", "|---|---|--:|--:|--:|---|"]
+    for row in rows.itertuples():
+        cells = [f"{100 * row.inductive:.1f}" + between(row.difference, row.low, row.high),
+                 f"{100 * row.normalised:.1f}" + between(row.difference_n, row.low_n, row.high_n)]
+        found.append(f"| {row.configuration} | {row.against} | {' | '.join(cells)} | {row.seconds:.0f} | {row.kept} |")
+    return found
+
+
+def between(difference: float, low: float, high: float) -> str:
+    return "" if np.isnan(difference) else f" ({100 * difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}])"
+
+
+class Trials:
+    """The configurations, and the predictions of those that others are compared with."""
+
+    def __init__(self, utterances: pd.DataFrame, folds: pd.DataFrame):
+        self.utterances, self.folds, self.ids = utterances, folds, utterances["utterance_id"]
+        self.speakers = utterances["speaker"].to_numpy(str)
+        self.speaker_of = folds.drop_duplicates("utterance_id").set_index("utterance_id")["speaker"]
+        self.done, self.rows = {}, []
+
+    def run(self) -> list[dict]:
+        plain, levelled = self.read(PLAIN), self.read(LEVELLED)
+        voices = [self.read(PLAIN, speed) for speed in VOICES]
+        levelled_voices = [self.read(LEVELLED, speed) for speed in VOICES]
+        lda = ShrunkLDA(0.35)
+        self.add(FIRST, "", plain, lda)
+        for shrinkage in (0.1, 0.2, 0.5):
+            self.add(f"shrinkage {shrinkage}", FIRST, plain, ShrunkLDA(shrinkage))
+        self.add("levelled clips", FIRST, levelled, lda)
+        self.add("levelled ones beside", FIRST, np.concatenate([plain, levelled], axis=1), lda)
+        for name, values in more_functionals(self.utterances).items():
+            self.add(f"{name} ({values.shape[1]}) beside", FIRST, np.concatenate([plain, values], axis=1), lda)
+        for k in (500, 1000):
+            self.add(f"the best {k} columns", FIRST, plain, lda, before=SelectKBest(f_classif, k=k))
+        self.add("ranks in place of values", FIRST, plain, lda, before=Ranks())
+        self.add("logistic regression", FIRST, plain, logistic())
+        self.add("SVM, RBF kernel", FIRST, plain, svm(plain.shape[1]))
+        for name, speeds in {KEPT: VOICES, "voices at 0.85 and 1.15": (0.85, 1.15), "voices at 0.8 and 1.2": (0.8, 1.2),
+                             "voices at 0.8, 0.9, 1.1 and 1.2": (0.8, 0.9, 1.1, 1.2)}.items():
+            self.add(name, FIRST if name == KEPT else KEPT, plain, lda, [self.read(PLAIN, speed) for speed in speeds])
+        for shrinkage in (0.2, 0.5):
+            self.add(f"kept, shrinkage {shrinkage}", KEPT, plain, ShrunkLDA(shrinkage), voices)
+        self.add("kept, ranks in place of values", KEPT, plain, lda, voices, before=Ranks())
+        self.add("kept, levelled ones beside", KEPT, np.concatenate([plain, levelled], axis=1), lda,
+                 [np.concatenate(pair, axis=1) for pair in zip(voices, levelled_voices, strict=True)])
+        self.add("kept, levelled clips", KEPT, levelled, lda, levelled_voices)
+        self.add("kept, logistic regression", KEPT, plain, logistic(), voices)
+        self.add("kept, SVM", KEPT, plain, svm(plain.shape[1]), voices)
+        self.add("kept, MLP", KEPT, plain, MLPClassifier((256,), learning_rate_init=3e-4, batch_size=64, max_iter=20, alpha=10),
+                 voices)
+        self.product("kept × kept, levelled clips", KEPT, [KEPT, "kept, levelled clips"])
+        self.product("kept × kept, logistic regression", KEPT, [KEPT, "kept, logistic regression"])
+        if (smile := compare(self.utterances)) is not None:
+            self.add(f"ComParE 2016 ({smile.shape[1]}) in place of the functionals ({plain.shape[1]})", FIRST, smile, lda)
+            changed = [compare(self.utterances, speed) for speed in VOICES]
+            self.add("kept, ComParE 2016 in place", KEPT, smile, lda, changed)
+            self.add("kept, ComParE 2016 beside", KEPT, np.concatenate([plain, smile], axis=1), lda,
+                     [np.concatenate(pair, axis=1) for pair in zip(voices, changed, strict=True)])
+        else:
+            print("openSMILE is not installed: ComParE 2016 was left out (pip install --group benchmark)", file=sys.stderr)
+        return self.rows
+
+    def read(self, inputs: Input, speed: float = 1.0) -> np.ndarray:
+        return refit.read_clips(self.utterances, inputs, speed=speed)
+
+    def add(self, name: str, against: str, values: np.ndarray, classifier: BaseEstimator, copies: list[np.ndarray] = (),
+            before: TransformerMixin | None = None) -> None:
+        """Fit on train, predict valid, in both variants; note what it brought."""
+        model = Classical(name, make_pipeline(*([before] if before else []), StandardScaler(), classifier), refit=False)
+        start, found = time.perf_counter(), {}
+        for variant in ("inductive", "speaker-normalised"):
+            def prepared(array, variant=variant):
+                return array.astype(np.float32) if variant == "inductive" else features.normalise_by_speaker(array, self.speakers)
+
+            changed = np.stack([prepared(copy) for copy in copies], axis=1) if len(copies) else None
+            table, _ = experiment.cross_validate(model, prepared(values), self.ids, self.folds, variant, n_jobs=-1,
+                                                 copies=changed)
+            found[variant] = table[table["role"] == "valid"]
+        self.note(name, against, found, time.perf_counter() - start)
+
+    def product(self, name: str, against: str, members: list[str]) -> None:
+        """Multiply the members' probabilities; all count the same, so that nothing is fitted on the rows that judge."""
+        start, found = time.perf_counter(), {}
+        for variant, own in ensemble.by_variant({member: pd.concat(self.done[member].values()) for member in members}).items():
+            base, stack = ensemble.aligned(own)
+            columns = [column for column in base if column.startswith("p_")]
+            found[variant] = base.assign(**dict(zip(columns, ensemble.pool(stack, np.ones(len(members))).T, strict=True)))
+        self.note(name, against, found, time.perf_counter() - start)
+
+    def note(self, name: str, against: str, found: dict[str, pd.DataFrame], seconds: float) -> None:
+        self.done[name] = found
+        row = {"configuration": name, "against": against}
+        compared = [("inductive", "inductive", ""), ("speaker-normalised", "normalised", "_n")]
+        for variant, column, tail in compared:
+            row[column] = metrics.uar(found[variant])
+            other = self.done[against][variant] if against else None
+            difference = {} if other is None else metrics.paired_difference(found[variant], other, self.speaker_of)
+            row |= {f"{key}{tail}": difference.get(key, np.nan) for key in ("difference", "low", "high")}
+        gained = (row["low"] > 0 and row["difference_n"] >= 0) or (row["low_n"] > 0 and row["difference"] >= 0)
+        self.rows.append(row | {"seconds": seconds, "kept": "yes" if name == KEPT or not against else
+                                "would be" if gained else "no"})
+        print(lines(pd.DataFrame(self.rows[-1:]))[-1], flush=True)
+
+
+def logistic() -> LogisticRegression:
+    return LogisticRegression(C=0.01, class_weight="balanced", max_iter=100, tol=1e-3)
+
+
+def svm(n_columns: int) -> CalibratedClassifierCV:
+    return CalibratedClassifierCV(SVC(C=10, gamma=0.2 / n_columns, class_weight="balanced"), method="temperature", ensemble=False)
+
+
+def more_functionals(utterances: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Compute, from the same descriptors, functionals that the project does not have."""
+    def compute() -> dict[str, np.ndarray]:
+        jobs = ((u.path, u.start_s, u.end_s) for u in utterances.itertuples())
+        found = list(over_clips(of_one_clip, jobs, progress="more functionals", total=len(utterances)))
+        return {name: np.stack([one[name] for one in found]) for name in found[0]}
+
+    recipe = cache.recipe_hash(utterances["audio_hash"].tolist(), cache.code_with_parts(of_one_clip))
+    return cache.fetch("tried", recipe, compute)
+
+
+def of_one_clip(path: str, start_s: float, end_s: float) -> dict[str, np.ndarray]:
+    front_end = features.FrontEnd()
+    curves, names = features.Analysis(audio.load(path, start_s, end_s)).describe(front_end)
+    curves, names = curves[:, front_end.n_mels:].astype(np.float64), names[front_end.n_mels:]
+    present = np.isfinite(curves)
+    mean = np.where(present, curves, 0).sum(axis=0) / present.sum(axis=0).clip(min=1)
+    filled = np.where(present, curves, mean)
+    spread = filled.std(axis=0) + 1e-6
+    thirds = [part for part in np.array_split(filled, 3)]
+    voiced = present[:, names.index("f0_st")]
+    spoken = filled[voiced] if voiced.sum() > 4 else filled
+    slow = [i for i, name in enumerate(names) if name.startswith("band") or name in ("rms_db", "f0_st", "flux_db")]
+    spectrum = np.abs(np.fft.rfft((filled - mean)[:, slow] * np.hanning(len(filled))[:, None], 512, axis=0)) ** 2 / len(filled)
+    hertz = np.fft.rfftfreq(512, front_end.hop_length / front_end.sampling_rate)
+    octaves = [spectrum[(hertz >= low) & (hertz < 2 * low)].mean(axis=0) for low in (0.7, 1.4, 2.8, 5.6, 11.2)]
+    cepstrum = filled[:, [i for i, name in enumerate(names) if name.startswith("mfcc") or name == "f0_st"]]
+    both = np.concatenate([cepstrum, 3 * np.gradient(cepstrum, axis=0) if len(cepstrum) > 1 else 0 * cepstrum], axis=1)
+    covariance = np.cov(both.T)
+    power, axes = np.linalg.eigh(covariance + 0.01 * np.trace(covariance) / len(covariance) * np.eye(len(covariance)))
+    logarithm = (axes * np.log(np.maximum(power, 1e-6))) @ axes.T
+    return {name: np.nan_to_num(values).astype(np.float32) for name, values in {
+        "mean and deviation of each third": np.concatenate([*(part.mean(axis=0) - mean for part in thirds),
+                                                            *(part.std(axis=0) for part in thirds)]),
+        "skewness and kurtosis": np.concatenate([(((filled - mean) / spread) ** k).mean(axis=0) for k in (3, 4)]),
+        "percentiles of voiced frames": np.percentile(spoken, [10, 50, 90], axis=0).ravel(),
+        "modulation spectrum": 10 * np.log10(np.concatenate(octaves) + 1e-6),
+        "logarithm of the covariance of MFCC": logarithm[np.triu_indices(len(logarithm))]}.items()}
+
+
+def compare(utterances: pd.DataFrame, speed: float = 1.0) -> np.ndarray | None:
+    """Return openSMILE's ComParE 2016 functionals of the trimmed clips; None where it is not installed."""
+    try:
+        import opensmile
+    except ImportError:
+        return None
+    jobs = ((u.path, u.start_s, u.end_s, speed) for u in utterances.itertuples())
+    recipe = cache.recipe_hash(utterances["audio_hash"].tolist(), speed, opensmile.__version__, cache.code(smiled))
+    return cache.fetch("tried", recipe, lambda: {"values": np.stack(list(over_clips(
+        smiled, jobs, progress="ComParE 2016", total=len(utterances))))})["values"]
+
+
+def smiled(path: str, start_s: float, end_s: float, speed: float) -> np.ndarray:
+    import opensmile
+
+    smile = opensmile.Smile(opensmile.FeatureSet.ComParE_2016, opensmile.FeatureLevel.Functionals)
+    signal = augment.played(audio.trim(audio.load(path, start_s, end_s)), speed)
+    return np.nan_to_num(smile(signal, audio.SAMPLING_RATE).ravel()).astype(np.float32)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
