@@ -142,8 +142,8 @@ class Trials:
         model = Classical(name, make_pipeline(*([before] if before else []), StandardScaler(), classifier), refit=False)
         start, found = time.perf_counter(), {}
         for variant in ("inductive", "speaker-normalised"):
-            def prepared(array, variant=variant):
-                return array.astype(np.float32) if variant == "inductive" else features.normalise_by_speaker(array, self.speakers)
+            def prepared(array, known=variant != "inductive"):
+                return features.normalise_by_speaker(array, self.speakers) if known else array.astype(np.float32)
 
             changed = np.stack([prepared(copy) for copy in copies], axis=1) if len(copies) else None
             table, _ = experiment.cross_validate(model, prepared(values), self.ids, self.folds, variant, n_jobs=-1,
@@ -180,7 +180,8 @@ def logistic() -> LogisticRegression:
 
 
 def svm(n_columns: int) -> CalibratedClassifierCV:
-    return CalibratedClassifierCV(SVC(C=10, gamma=0.2 / n_columns, class_weight="balanced"), method="temperature", ensemble=False)
+    kernel = SVC(C=10, gamma=0.2 / n_columns, class_weight="balanced")
+    return CalibratedClassifierCV(kernel, method="temperature", ensemble=False)
 
 
 def more_functionals(utterances: pd.DataFrame) -> dict[str, np.ndarray]:
