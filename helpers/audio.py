@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pandas as pd
 import scipy.fft
@@ -28,7 +29,7 @@ import soxr
 from numpy.lib.stride_tricks import sliding_window_view
 
 from helpers.cache import fetch, recipe_hash
-from helpers.parallel import over_clips
+from helpers.parallel import over_clips, side_by_side
 
 SAMPLING_RATE = 16_000  # Hz; speech below 8 kHz is what all corpora and all pretrained speech models share
 MIN_DURATION_S = 0.2  # shorter clips hold no syllable
@@ -396,13 +397,38 @@ def _silero() -> Callable | None:
         return None
     finally:
         torch.set_num_threads(threads)  # importing it sets them to one, for the whole process
-    model = silero_vad.load_silero_vad(sequence=True)  # the same answers in a sixth of the time, without a loop over frames
+    # the same answers in a sixth of the time, without a loop over frames
+    model = _SideBySide(silero_vad.load_silero_vad(sequence=True))
 
     def detect(signal: np.ndarray) -> list[tuple[int, int]]:
         found = silero_vad.get_speech_timestamps_sequence(signal, model, sampling_rate=SAMPLING_RATE)
         return [(part["start"], part["end"]) for part in found]
 
     return detect
+
+
+class _SideBySide:
+    """Silero's model, going through a long recording in as many pieces as there are cores.
+
+    A piece begins half a minute early, because the model remembers what it heard: then its answers are those of the whole
+    to a few hundredths, but for some frames at the joint (after two seconds some would be 0.3 off).
+    """
+
+    frame, early, shortest = 512, 1024, 120 * SAMPLING_RATE  # samples, frames, samples
+
+    def __init__(self, model):
+        self.model = model
+
+    def audio_forward(self, signal: np.ndarray, **options) -> np.ndarray:
+        pieces = max(min(joblib.cpu_count(), len(signal) // self.shortest), 1)
+        edges = np.linspace(0, -(-len(signal) // self.frame), pieces + 1).astype(int)
+
+        def heard(i: int) -> np.ndarray:
+            early = min(edges[i], self.early)
+            piece = signal[(edges[i] - early) * self.frame: edges[i + 1] * self.frame]
+            return self.model.audio_forward(piece, **options)[early:]
+
+        return np.concatenate(side_by_side(heard, range(pieces))) if pieces > 1 else heard(0)
 
 
 def _stored_measure(path: str, start_s: float, end_s: float) -> dict:

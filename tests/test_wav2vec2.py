@@ -5,6 +5,7 @@ import itertools
 import json
 import threading
 
+import joblib
 import numpy as np
 import pytest
 import torch
@@ -13,6 +14,7 @@ from conftest import harmonic_tone, interrupt_training, make_utterances, noise, 
 
 from helpers import audio, cache, pretrained, splits, training, wav2vec2
 from helpers.experiment import Part, cross_validate
+from helpers.paths import PROJECT
 
 KINDS = ["wav2vec2", "hubert", "wavlm", "whisper"]
 LENGTHS = (16_000, 9_000, 23_456, 40_001, 5_000)
@@ -353,6 +355,25 @@ def test_silero_tells_speech_from_a_tone():
     assert heard > 0.5 * len(said) and (parts[:, 1] - parts[:, 0]).sum() < 1.3 * heard
     only = audio.voice_activity(said, "silero")
     assert only.min() >= 0 and only.max() <= len(said)
+
+
+def test_pieces_of_a_long_recording_are_heard_as_the_whole(monkeypatch):
+    silero_vad = pytest.importorskip("silero_vad")
+    speech = audio.load(sorted((PROJECT / "data/demo").glob("Session*/sentences/wav/*/*"))[0])
+
+    rng = np.random.default_rng(0)
+    pauses = [rng.normal(0, 1e-3, n).astype(np.float32) for n in rng.integers(2_000, 40_000, 60)]
+    signal = np.concatenate([part for pause in pauses for part in (speech, pause)])
+    model = silero_vad.load_silero_vad(sequence=True)
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 3)
+    monkeypatch.setattr(audio._SideBySide, "shortest", len(signal) // 3)
+    asked, forward = [], model.audio_forward
+    monkeypatch.setattr(model, "audio_forward", lambda piece, **options: asked.append(len(piece)) or forward(piece, **options))
+    found, expected = audio._SideBySide(model).audio_forward(signal), forward(signal)
+    assert len(asked) == 3 and max(asked) < 0.75 * len(signal)
+    assert len(found) == len(expected) and (np.abs(found - expected) > 0.02).mean() < 0.02
+    assert ((found > 0.5) == (expected > 0.5)).mean() > 0.999
+    assert expected.min() < 0.3 and expected.max() > 0.7, "there was nothing to tell apart"
 
 
 def test_without_the_detector_energy_takes_its_place(monkeypatch):
