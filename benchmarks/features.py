@@ -76,11 +76,8 @@ def one_call_each(path: str, voicing: bool) -> np.ndarray:
 
 def opensmile_road() -> Callable[[str], np.ndarray] | None:
     """Return a function that computes the 6,373 functionals of ComParE 2016, or None where openSMILE is not installed."""
-    try:
-        import opensmile
-    except ImportError:
+    if (smile := timing.smile()) is None:
         return None
-    smile = opensmile.Smile(opensmile.FeatureSet.ComParE_2016, opensmile.FeatureLevel.Functionals)
     return lambda path: smile(audio.trim(audio.load(path), FRONT_END.trim_db), FRONT_END.sampling_rate)
 
 

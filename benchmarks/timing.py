@@ -32,6 +32,16 @@ def parser(description: str, clips: int = 100) -> argparse.ArgumentParser:
     return options
 
 
+@functools.cache
+def smile():
+    """Return openSMILE's analyser for the 6,373 functionals of ComParE 2016; None where it is not installed."""
+    try:
+        import opensmile
+    except ImportError:
+        return None
+    return opensmile.Smile(opensmile.FeatureSet.ComParE_2016, opensmile.FeatureLevel.Functionals)
+
+
 def read_clips(corpus: str, n: int) -> pd.DataFrame:
     """Return `n` utterances, spread evenly over a corpus (so over its speakers and emotions).
 

@@ -12,13 +12,13 @@ computed is stored in SER_WORK.
 """
 
 import argparse
-import functools
 import sys
 import time
+from importlib.metadata import version
 
 import numpy as np
 import pandas as pd
-import timing  # noqa: F401 (finds the project)
+import timing
 from scipy.stats import norm
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.calibration import CalibratedClassifierCV
@@ -230,26 +230,17 @@ def of_one_clip(path: str, start_s: float, end_s: float) -> dict[str, np.ndarray
 
 def compare(utterances: pd.DataFrame, speed: float = 1.0) -> np.ndarray | None:
     """Return openSMILE's ComParE 2016 functionals of the trimmed clips; None where it is not installed."""
-    try:
-        import opensmile
-    except ImportError:
+    if timing.smile() is None:
         return None
     jobs = ((u.path, u.start_s, u.end_s, speed) for u in utterances.itertuples())
-    recipe = cache.recipe_hash(utterances["audio_hash"].tolist(), speed, opensmile.__version__, cache.code(smiled))
+    recipe = cache.recipe_hash(utterances["audio_hash"].tolist(), speed, version("opensmile"), cache.code(smiled))
     return cache.fetch("tried", recipe, lambda: {"values": np.stack(list(over_clips(
         smiled, jobs, progress="ComParE 2016", total=len(utterances))))})["values"]
 
 
 def smiled(path: str, start_s: float, end_s: float, speed: float) -> np.ndarray:
     signal = augment.played(audio.trim(audio.load(path, start_s, end_s)), speed)
-    return np.nan_to_num(smile()(signal, audio.SAMPLING_RATE).ravel()).astype(np.float32)
-
-
-@functools.cache
-def smile():
-    import opensmile
-
-    return opensmile.Smile(opensmile.FeatureSet.ComParE_2016, opensmile.FeatureLevel.Functionals)
+    return np.nan_to_num(timing.smile()(signal, audio.SAMPLING_RATE).ravel()).astype(np.float32)
 
 
 if __name__ == "__main__":
