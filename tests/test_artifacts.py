@@ -75,7 +75,7 @@ def test_pipelines_answer_as_they_did_in_memory_in_both_variants(tmp_path, speec
     values[np.arange(120), classes] += 3 * np.abs(values).mean()
     columns = list(features.functionals(speech[0]))[:50]
     model = estimators.classical_models(50, n_trees=10, n_rounds=5, k_best=20, mlp_epochs=3, search=False)[name].estimator
-    fit = [estimators._fit(estimators.clone(model), Part(array, classes, speakers), 0)
+    fit = [estimators.fit_seeded(estimators.clone(model), Part(array, classes, speakers), 0)
            for array in (values, features.normalise_by_speaker(values, speakers))]
     usual = {"mean": values.mean(axis=0).astype(float), "std": values.std(axis=0).astype(float)}
     parts = {"inductive": refit.part_of(fit[0], 4), "speaker-normalised": refit.part_of(fit[1], 4)}

@@ -26,7 +26,7 @@ def rows() -> tuple[np.ndarray, np.ndarray]:
 
 def fitted(name: str, rows):
     model = estimators.classical_models(30, n_trees=20, n_rounds=12, k_best=12, search=False)[name]
-    return estimators._fit(model.estimator, Part(*rows, np.repeat(["a", "b", "c", "d"], 60)), 0)
+    return estimators.fit_seeded(model.estimator, Part(*rows, np.repeat(["a", "b", "c", "d"], 60)), 0)
 
 
 @pytest.mark.parametrize("name", FORESTS)
