@@ -207,7 +207,7 @@ def of_one_clip(path: str, start_s: float, end_s: float) -> dict[str, np.ndarray
     mean = np.where(present, curves, 0).sum(axis=0) / present.sum(axis=0).clip(min=1)
     filled = np.where(present, curves, mean)
     spread = filled.std(axis=0) + 1e-6
-    thirds = [part for part in np.array_split(filled, 3)]
+    thirds = np.array_split(filled, 3)
     voiced = present[:, names.index("f0_st")]
     spoken = filled[voiced] if voiced.sum() > 4 else filled
     slow = [i for i, name in enumerate(names) if name.startswith("band") or name in ("rms_db", "f0_st", "flux_db")]

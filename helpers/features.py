@@ -614,15 +614,15 @@ def _smoothest_path(score: np.ndarray, octaves: np.ndarray, n_candidates: int, j
     height = octaves[chosen]
     # row, candidate of the row before, of this row
     ways = gain[1:, None, :] - jump_cost * np.abs(height[:-1, :, None] - height[1:, None, :])
-    nowhere = np.where(np.eye(k, dtype=bool), 0, -np.inf)  # to stay where one is: fills a stretch up to a pair
+    stay = np.where(np.eye(k, dtype=bool), 0, -np.inf)  # of no cost: fills a stretch up to a pair
     through = []
     while len(ways) > 1:
-        ways = np.concatenate([ways, nowhere[None]]) if len(ways) % 2 else ways
+        ways = np.concatenate([ways, stay[None]]) if len(ways) % 2 else ways
         both = ways[::2, :, None, :] + np.swapaxes(ways[1::2], 1, 2)[:, None]  # stretch, first, last, where they meet
         meet = both.argmax(axis=3)
         through.append(meet)
         ways = np.take_along_axis(both, meet[..., None], axis=3)[..., 0]
-    total = gain[0][:, None] + (ways[0] if len(ways) else nowhere)
+    total = gain[0][:, None] + (ways[0] if len(ways) else stay)
     first, last = (np.array([place]) for place in np.unravel_index(total.argmax(), total.shape))
     for meet in reversed(through):
         first, last = first[: len(meet)], last[: len(meet)]  # without the one that filled up

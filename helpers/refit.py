@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator, clone
 from sklearn.calibration import CalibratedClassifierCV
-from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
@@ -232,7 +231,7 @@ def _steps(estimator: BaseEstimator) -> list[BaseEstimator]:
 
 
 def _linear(estimator: BaseEstimator, n_classes: int) -> LinearPart | None:
-    """Return scaling, rotation, a linear classifier and a temperature as one linear classifier; None if it is anything else."""
+    """Return scaling, a linear classifier and a temperature as one linear classifier; None if it is anything else."""
     sharpness = 1.0
     if isinstance(estimator, CalibratedClassifierCV):
         calibrated, *others = estimator.calibrated_classifiers_
@@ -241,7 +240,7 @@ def _linear(estimator: BaseEstimator, n_classes: int) -> LinearPart | None:
         sharpness, estimator = float(calibrated.calibrators[0].beta_), calibrated.estimator
     *before, last = _steps(estimator)
     if not (isinstance(last, (LogisticRegression, LinearDiscriminantAnalysis)) and len(last.classes_) > 2
-            and all(isinstance(step, (StandardScaler, PCA)) for step in before)):
+            and all(isinstance(step, StandardScaler) for step in before)):
         return None
     n = estimator.n_features_in_
     mean, scale = (before[0].mean_, before[0].scale_) if before and isinstance(before[0], StandardScaler) else (

@@ -48,7 +48,7 @@ def test_linear_model_knows_classes_without_examples(corpus):
     assert isinstance(refit.part_of(two, 2), artifacts.ClassicalPart), "of two classes, one has no weights of its own"
 
 
-def test_scaling_rotation_discriminant_and_temperature_are_one_linear_model(corpus):
+def test_scaling_discriminant_and_temperature_are_one_linear_model(corpus):
     *_, everything = corpus
     wide = Part(np.concatenate([1e3 + 50 * everything.inputs, everything.inputs**2], axis=1).astype(np.float32),
                 everything.classes, everything.speakers, everything.ids)
