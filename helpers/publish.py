@@ -23,6 +23,8 @@ LARGEST_MODEL = 5e6  # bytes; whoever clones the project gets it
 def publish(books: list[Notebook], outcomes: dict[str, dict], settings: Settings) -> None:
     """Copy what this run made to where it is committed: notebooks, figures, predictions, the tables of README.
 
+    What is there of notebooks that were not run here stays, and so do their parts of the tables.
+
     Raises
     ------
     Refused
@@ -46,17 +48,41 @@ def publish(books: list[Notebook], outcomes: dict[str, dict], settings: Settings
             faults.append(f"{book.name}: its code is not the code that ran; run it again")
     if faults:
         raise Refused("nothing was published, because of\n  " + "\n  ".join(faults))
+    results = settings.project / "data/results" / settings.corpus / settings.policy_work.name
+    record = with_earlier(read_json(settings.reports / "run.json"), read_json(results / "run.json"))
+    cards = with_earlier_cards(read_json(settings.policy_work / "cards.json"), read_json(results / "cards.json"))
     # first what may refuse
     publish_model(settings.policy_work / "models/average_small", settings.project / "data/models" / settings.policy_work.name)
-    rewrite_readme(settings.project / "README.md", books, outcomes, settings)
+    rewrite_readme(settings.project / "README.md", books, record["notebooks"], settings)
     for path, notebook in ready.items():
         write(path, nbformat.writes(notebook) + "\n")
         mirror(settings.work / "figures", settings.project / "figures", f"{path.name[:2]}_*.png")
     for source, target in results_of(books, settings).items():
         write(settings.project / "data/results" / target, source.read_bytes())
-    results = settings.project / "data/results" / settings.corpus / settings.policy_work.name
-    write(results / "run.json", (settings.reports / "run.json").read_bytes())
-    write(results / "networks.json", json.dumps(networks(settings.policy_work / "records"), indent=1, sort_keys=True) + "\n")
+    write(results / "run.json", json.dumps(record, indent=1))
+    known = read_json(results / "networks.json") | networks(settings.policy_work / "records")
+    write(results / "networks.json", json.dumps(known, indent=1, sort_keys=True) + "\n")
+    if cards:
+        write(results / "cards.json", json.dumps(cards, indent=1))
+
+
+def with_earlier(record: dict, before: dict) -> dict:
+    """Return a run's record, where notebooks that it did not run keep what was published of them, with its date and machine."""
+    about = {name: before[name] for name in ("date", "device") if name in before}
+    earlier = {name: about | entry for name, entry in before.get("notebooks", {}).items()}
+    return record | {"notebooks": {name: earlier.get(name, entry) if entry["status"] == "not run" else entry
+                                   for name, entry in record["notebooks"].items()}}
+
+
+def with_earlier_cards(cards: list[dict], before: list[dict]) -> list[dict]:
+    """Return protocol cards; of a model that was not trained here, the published card, if it tells of the same results."""
+    earlier = {(card["model"], card["variant"]): card for card in before}
+    found = []
+    for card in cards:
+        other = earlier.get((card["model"], card["variant"]), card)
+        unknown = card["made by"]["notebook"] is None
+        found.append(other if unknown and other["results"] == card["results"] else card)
+    return found
 
 
 def publish_model(source: Path, target: Path) -> None:

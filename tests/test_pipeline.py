@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -370,6 +371,33 @@ def test_published_files_and_readme(publishable):
     assert re.search(r"\| net__without_it \| inductive \| [\d.]+ \[[\d.–]+\] \| \+[\d.]+ \[\+[\d.]+, \+[\d.]+\] \|", readme)
     assert "| (b) at random | 90.0 [80.0–100.0] | 50.0 | +40.0 [+30.0, +50.0] | speakers |" in readme
     assert "[01 · On first](notebooks/01_first.ipynb)" in readme and readme.endswith("<!-- cost:end -->\nc")
+
+
+def test_what_was_not_run_keeps_what_was_published(publishable):
+    results = publishable.project / "data/results/demo/four"
+    first = run_and_publish(publishable)
+    published, nets = json.loads((results / "run.json").read_text()), (results / "networks.json").read_text()
+    publishable.stamp(books_of(publishable.project)[0]).unlink()
+    shutil.rmtree(publishable.policy_work / "records")
+    write_notebook(publishable.project, "02_second", "x = 1", DEVICE="auto")
+    assert run_and_publish(replace(publishable, only=("02",))) == first
+    record = json.loads((results / "run.json").read_text())["notebooks"]
+    assert record["02_second"]["status"] == "run"
+    about = {name: published[name] for name in ("date", "device")}
+    assert record["01_first"] == about | published["notebooks"]["01_first"]
+    assert (results / "networks.json").read_text() == nets
+    readme = (publishable.project / "README.md").read_text()
+    seconds = published["notebooks"]["01_first"]["longest"]
+    assert f"[01 · On first](notebooks/01_first.ipynb) | {seconds:.0f} |" in readme and "02 · On second" in readme
+
+
+def test_card_of_a_model_that_was_not_trained_here_is_the_published_one_if_results_agree():
+    card = {"variant": "inductive", "made by": {"notebook": "07"}, "results": {"uar": 0.5}}
+    published = [{"model": name} | card for name in "abc"]
+    here = [card | {"made by": {"notebook": notebook}, "results": {"uar": uar}}
+            for card, notebook, uar in zip(published, [None, "08", None], [0.5, 0.5, 0.6], strict=True)]
+    assert publish.with_earlier_cards(here, published) == [published[0], here[1], here[2]]
+    assert publish.with_earlier_cards(here, []) == here
 
 
 def test_small_model_is_published_in_place_of_the_one_before(publishable):
