@@ -23,12 +23,12 @@ from helpers.paths import PROJECT
 TURNS = 6  # per dialogue
 # As quick as the notebooks' code can be; the numbers are worth nothing here, and test_experiment.py tries every model
 TINY = {"07": {"EPOCHS": 2, "PATIENCE": 2, "SECONDS": 0.64, "BATCH_SIZE": 32, "EPOCHS_WIDE": 1},
-        "10": {"EPOCHS": 1, "TRIALS": 1, "SPEAKER_NORMALISED": False},
+        "10": {"EPOCHS": 1, "TRIALS": 1, "VOICES": [1.1], "SPEAKER_NORMALISED": False},
         "12": {"EPOCHS": 1, "SECONDS": 0.64},
         **{number: {"EPOCHS": 1, "SECONDS": 0.64, "SPEAKER_NORMALISED": False} for number in ("13", "14")},
         "19": {"EPOCHS": 1, "TRANSFORMS": ["noise"], "SPEAKERS": [2, 4]},
         "11": {"SEARCH": False, "N_TREES": 10, "N_ROUNDS": 3, "K_BEST": 20,
-               "MODELS": ["logistic regression", "extra trees", "XGBoost"]}}
+               "MODELS": ["logistic regression", "LDA", "extra trees", "XGBoost"], "VOICES": [1.1], "WITH_VOICES": ["LDA"]}}
 
 
 def cut(block_file, kept: int) -> list[str]:
