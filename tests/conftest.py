@@ -34,6 +34,12 @@ def data_folder(tmp_path, monkeypatch) -> Path:
     return folder
 
 
+def pytest_collection_modifyitems(items) -> None:
+    """Start with the longest file where several processes share the files, so that none is left with it at the end."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: item.path.name != "test_run_all.py")
+
+
 def pytest_runtest_setup(item) -> None:
     """Skip tests of a GPU where there is none, and say so."""
     if item.get_closest_marker("gpu"):
