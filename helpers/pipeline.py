@@ -10,6 +10,7 @@ import argparse
 import ast
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -187,7 +188,7 @@ def recipe(book: Notebook, values: dict, settings: Settings) -> dict:
 
 def helper_hashes(book: Notebook, folder: Path) -> dict[str, str]:
     """Return the hashes of the helpers modules that a notebook imports, directly or through others."""
-    found, queue = {}, imported(re.sub(r"^(\s*)[%!].*$", r"\1pass", "\n".join(book.code), flags=re.M), book.path.name)
+    found, queue = {}, {*imported(re.sub(r"^(\s*)[%!].*$", r"\1pass", "\n".join(book.code), flags=re.M), book.path.name)}
     while queue:
         source = folder / f"{(name := queue.pop())}.py"
         if name not in found | dict.fromkeys(UNTRACKED) and source.is_file():
@@ -196,7 +197,8 @@ def helper_hashes(book: Notebook, folder: Path) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def imported(source: str, where: str) -> set[str]:
+@functools.cache  # most notebooks lead to the same modules, and parsing each anew would be most of a run with nothing to do
+def imported(source: str, where: str) -> frozenset[str]:
     """Return the names that Python source imports from the helpers package."""
     try:
         nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, (ast.Import, ast.ImportFrom))]
@@ -208,7 +210,7 @@ def imported(source: str, where: str) -> set[str]:
         for alias in node.names:
             parts = [part for part in f"{package}.{alias.name}".split(".") if part]
             names.update(parts[1:2] if parts[0] == "helpers" else [])
-    return names
+    return frozenset(names)
 
 
 def execute(book: Notebook, values: dict, settings: Settings) -> dict:
