@@ -362,7 +362,7 @@ def page(server, browser):
     address, folder = server
     context = browser.new_context(viewport={"width": 1280, "height": 900}, permissions=["microphone"])
     opened = context.new_page()
-    opened.set_default_timeout(20_000)
+    opened.set_default_timeout(60_000)
     addresses, faults = [], []
     opened.on("request", lambda request: addresses.append(request.url))
     opened.on("pageerror", lambda error: faults.append(str(error)))
@@ -371,7 +371,7 @@ def page(server, browser):
     yield opened
     context.close()
     hosts = {urlparse(url).hostname for url in addresses if not url.startswith(("data:", "blob:"))}
-    assert hosts == {"127.0.0.1"} and not faults
+    assert (hosts, faults) == ({"127.0.0.1"}, [])
     deadline = time.monotonic() + 5
     while (left := [p for p in folder.rglob("*") if p.is_file()]) and time.monotonic() < deadline:
         time.sleep(0.1)
