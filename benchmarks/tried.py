@@ -199,8 +199,7 @@ class Trials:
         start, found = time.perf_counter(), {}
         for variant, own in ensemble.by_variant({member: pd.concat(self.done[member].values()) for member in members}).items():
             base, stack = ensemble.aligned(own)
-            columns = [column for column in base if column.startswith("p_")]
-            found[variant] = base.assign(**dict(zip(columns, ensemble.pool(stack, np.ones(len(members))).T, strict=True)))
+            found[variant] = ensemble.with_probabilities(base, ensemble.pool(stack, np.ones(len(members))))
         self.note(name, against, found, time.perf_counter() - start)
 
     def note(self, name: str, against: str, found: dict[str, pd.DataFrame], seconds: float) -> None:

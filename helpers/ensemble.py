@@ -38,7 +38,7 @@ def average(models: dict[str, pd.DataFrame], weights: dict[str, float] | None = 
         if (weight < 0).any() or weight.sum() == 0:
             found = dict(zip(members, weight.round(3), strict=True))
             raise ValueError(f"weights must be at least 0 and not all 0, found {found}")
-        parts.append(_with_probabilities(base, np.tensordot(weight / weight.sum(), stack, axes=1)))
+        parts.append(with_probabilities(base, np.tensordot(weight / weight.sum(), stack, axes=1)))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -76,7 +76,7 @@ def weighted_average(models: dict[str, pd.DataFrame], penalty: float = 0.01, lea
         fitted = _fitted_weights(known, truth, penalty)
         if (kept := fitted >= least * fitted.sum()).any() and not kept.all():
             fitted[kept], fitted[~kept] = _fitted_weights(known[kept], truth, penalty), 0
-        parts.append(_with_probabilities(base, pool(stack, fitted)))
+        parts.append(with_probabilities(base, pool(stack, fitted)))
         weights[variant, fold] = dict(zip(members, fitted, strict=True))
     table = pd.DataFrame(weights).reindex(list(models)).T.rename_axis(["variant", "fold"])
     return pd.concat(parts, ignore_index=True), table
@@ -90,6 +90,21 @@ def softmax(scores: np.ndarray) -> np.ndarray:
 def pool(stack: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Multiply probabilities of several models, shape ``(n_models, n_rows, n_emotions)``, to the power of their weights."""
     return softmax(np.tensordot(weights, np.log(stack + FLOOR), axes=1))
+
+
+def with_probabilities(base: pd.DataFrame, values: np.ndarray) -> pd.DataFrame:
+    """Put other probabilities into the rows of a predictions table.
+
+    Parameters
+    ----------
+    base
+        Rows as :func:`aligned` gives them.
+    values : np.ndarray [shape=(n_rows, n_emotions)]
+        At least 0, in the order of the table's columns; scaled to add up to one.
+    """
+    values = (values / values.sum(axis=1, keepdims=True)).astype(np.float32)
+    emotions = probabilities(base)[1]
+    return base[[*KEY, "pretrained", "truth"]].assign(**{f"p_{e}": values[:, i] for i, e in enumerate(emotions)})
 
 
 def stacked(models: dict[str, pd.DataFrame], c: float = 0.01) -> pd.DataFrame:
@@ -118,7 +133,7 @@ def stacked(models: dict[str, pd.DataFrame], c: float = 0.01) -> pd.DataFrame:
         model.fit(inputs[valid], base["truth"].to_numpy(str)[valid])
         result = np.zeros(stack.shape[1:])
         result[:, [emotions.index(emotion) for emotion in model.classes_]] = model.predict_proba(inputs)
-        parts.append(_with_probabilities(base, result))
+        parts.append(with_probabilities(base, result))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -139,7 +154,7 @@ def better_on_valid(models: dict[str, pd.DataFrame]) -> tuple[pd.DataFrame, pd.D
     for variant, fold, base, stack, members in _by_fold(models):
         valid = np.flatnonzero(base["role"] == "valid")
         surprise = -np.log(stack[:, valid, truth_column(base)[valid]] + 1e-9).mean(axis=1)
-        parts.append(_with_probabilities(base, stack[surprise.argmin()]))
+        parts.append(with_probabilities(base, stack[surprise.argmin()]))
         choice[variant, fold] = dict(zip(members, surprise, strict=True)) | {"kept": members[surprise.argmin()]}
     return pd.concat(parts, ignore_index=True), pd.DataFrame(choice).T.rename_axis(["variant", "fold"])
 
@@ -171,7 +186,7 @@ def prior_adjusted(predictions: pd.DataFrame, folds: pd.DataFrame) -> tuple[pd.D
     shares = majority(folds).groupby("fold")[[f"p_{emotion}" for emotion in emotions]].first()
     for variant, fold, base, stack, _ in _by_fold({"": predictions}):
         share = shares.loc[fold].to_numpy().clip(1e-6)  # an emotion that was not there to learn stays as it is, nearly 0
-        tried = {round(power, 1): _with_probabilities(base, stack[0] / share ** power) for power in np.arange(0, 1.05, 0.1)}
+        tried = {round(power, 1): with_probabilities(base, stack[0] / share ** power) for power in np.arange(0, 1.05, 0.1)}
         strength[variant, fold] = max(tried, key=lambda power, tried=tried: weighted_f1(tried[power].query("role == 'valid'")))
         parts.append(tried[strength[variant, fold]])
     return pd.concat(parts, ignore_index=True), pd.Series(strength, name="strength").rename_axis(["variant", "fold"])
@@ -210,7 +225,7 @@ def tempered(predictions: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
             return float((np.logaddexp.reduce(scaled, axis=1) - scaled[np.arange(len(scaled)), truth]).mean())
 
         temperature = np.exp(minimize_scalar(surprise, bounds=(np.log(0.05), np.log(20)), method="bounded").x)
-        parts.append(_with_probabilities(base, softmax(logs / temperature)))
+        parts.append(with_probabilities(base, softmax(logs / temperature)))
         found[variant, fold] = float(temperature)
     return pd.concat(parts, ignore_index=True), pd.Series(found, name="temperature").rename_axis(["variant", "fold"])
 
@@ -298,9 +313,3 @@ def _fitted_weights(known: np.ndarray, truth: np.ndarray, penalty: float) -> np.
 
     start = np.full(n_models, 1 / n_models)
     return minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0, None)] * n_models).x
-
-
-def _with_probabilities(base: pd.DataFrame, values: np.ndarray) -> pd.DataFrame:
-    values = (values / values.sum(axis=1, keepdims=True)).astype(np.float32)
-    emotions = probabilities(base)[1]
-    return base[[*KEY, "pretrained", "truth"]].assign(**{f"p_{e}": values[:, i] for i, e in enumerate(emotions)})

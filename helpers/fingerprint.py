@@ -22,7 +22,6 @@ import numpy as np
 import pandas as pd
 import soxr
 from numpy.lib.stride_tricks import sliding_window_view
-from scipy.signal import butter, sosfiltfilt
 
 from helpers import audio
 from helpers.cache import code, fetch, recipe_hash
@@ -197,6 +196,8 @@ def correlation(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
     shift_s
         In seconds.
     """
+    from scipy.signal import sosfiltfilt  # late: a second, which whoever reads no sound need not wait
+
     one, other = (sosfiltfilt(_telephone_band(), np.pad(signal, 400)) for signal in (first, second))
     n = 1 << (len(one) + len(other)).bit_length()
     product = np.fft.irfft(np.fft.rfft(one, n) * np.conj(np.fft.rfft(other, n)), n)
@@ -214,4 +215,6 @@ def correlation(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
 
 @cache
 def _telephone_band() -> np.ndarray:
+    from scipy.signal import butter
+
     return butter(4, [250, 3300], "bandpass", fs=audio.SAMPLING_RATE, output="sos")
