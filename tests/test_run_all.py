@@ -28,7 +28,7 @@ TINY = {"07": {"EPOCHS": 2, "PATIENCE": 2, "SECONDS": 0.64, "BATCH_SIZE": 32, "E
         **{number: {"EPOCHS": 1, "SECONDS": 0.64, "SPEAKER_NORMALISED": False} for number in ("13", "14")},
         "19": {"EPOCHS": 1, "TRANSFORMS": ["noise"], "SPEAKERS": [2, 4]},
         "11": {"SEARCH": False, "N_TREES": 10, "N_ROUNDS": 3, "K_BEST": 20,
-               "MODELS": ["logistic regression", "LDA", "extra trees", "XGBoost"], "VOICES": [1.1], "WITH_VOICES": ["LDA"]}}
+               "MODELS": ["logistic regression", "extra trees", "XGBoost"], "VOICES": [1.1], "LEVELLED": "logistic regression"}}
 
 
 def cut(block_file, kept: int) -> list[str]:
