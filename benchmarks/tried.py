@@ -184,7 +184,7 @@ class Trials:
         model = classifier if isinstance(classifier, training.Network) else Classical(
             name, make_pipeline(*([before] if before else []), StandardScaler(), classifier), refit=False)
         start, found = time.perf_counter(), {}
-        for variant in ("inductive", "speaker-normalised"):
+        for variant, *_ in VARIANTS:
             def prepared(array, known=variant != "inductive"):
                 return features.normalise_by_speaker(array, self.speakers) if known else array.astype(np.float32)
 
