@@ -609,27 +609,41 @@ def _smoothest_path(score: np.ndarray, octaves: np.ndarray, n_candidates: int, j
     make the best ways through both. So a signal takes as many steps as its number of rows has binary digits.
     """
     (n_rows, n_columns), k = score.shape, n_candidates
-    chosen = np.sort(np.argpartition(1e-6 * np.arange(n_columns) - score, k, axis=1)[:, :k], axis=1)  # of equals, the first
-    gain = np.take_along_axis(score, chosen, axis=1).astype(np.float64)
-    height = octaves[chosen]
-    # row, candidate of the row before, of this row
-    ways = gain[1:, None, :] - jump_cost * np.abs(height[:-1, :, None] - height[1:, None, :])
+    chosen = _highest(score, k)
+    gain = np.take_along_axis(score, chosen, axis=1).astype(np.float64).T
+    height = octaves[chosen.T]
+    # candidate of the row before, of this row, row; rows are last so that each step is a few sums of long rows
+    ways = gain[None, :, 1:] - jump_cost * np.abs(height[:, None, :-1] - height[None, :, 1:])
     stay = np.where(np.eye(k, dtype=bool), 0, -np.inf)  # of no cost: fills a stretch up to a pair
     through = []
-    while len(ways) > 1:
-        ways = np.concatenate([ways, stay[None]]) if len(ways) % 2 else ways
-        both = ways[::2, :, None, :] + np.swapaxes(ways[1::2], 1, 2)[:, None]  # stretch, first, last, where they meet
-        meet = both.argmax(axis=3)
+    while ways.shape[2] > 1:
+        ways = np.concatenate([ways, stay[..., None]], axis=2) if ways.shape[2] % 2 else ways
+        first, second = np.ascontiguousarray(ways[..., ::2]), np.ascontiguousarray(ways[..., 1::2])
+        ways, meet = first[:, :1] + second[:1], np.zeros((k, k, first.shape[2]), np.int8)
+        for middle in range(1, k):
+            other = first[:, middle: middle + 1] + second[middle: middle + 1]
+            np.copyto(meet, middle, where=other > ways)
+            np.maximum(ways, other, out=ways)
         through.append(meet)
-        ways = np.take_along_axis(both, meet[..., None], axis=3)[..., 0]
-    total = gain[0][:, None] + (ways[0] if len(ways) else stay)
+    total = gain[:, :1] + (ways[..., 0] if ways.size else stay)
     first, last = (np.array([place]) for place in np.unravel_index(total.argmax(), total.shape))
     for meet in reversed(through):
-        first, last = first[: len(meet)], last[: len(meet)]  # without the one that filled up
-        middle = meet[np.arange(len(meet)), first, last]
+        n = meet.shape[2]
+        first, last = first[:n], last[:n]  # without the one that filled up
+        middle = meet[first, last, np.arange(n)]
         first, last = (np.stack(pair, axis=1).ravel() for pair in ((first, middle), (middle, last)))
     path = np.concatenate([first[:1], last])[:n_rows]
     return np.take_along_axis(chosen, path[:, None], axis=1)[:, 0]
+
+
+def _highest(score: np.ndarray, k: int) -> np.ndarray:
+    """Return the columns of each row's `k` highest scores, in their order; of equals, the first ones."""
+    left = 1e-6 * np.arange(score.shape[1]) - score
+    row, chosen = np.arange(len(score)), np.empty((len(score), k), np.intp)
+    for i in range(k):  # for so few, faster than a partition
+        chosen[:, i] = left.argmin(axis=1)
+        left[row, chosen[:, i]] = np.inf
+    return np.sort(chosen, axis=1)
 
 
 def _spectral_shape(power: np.ndarray, magnitude: np.ndarray, fe: FrontEnd) -> np.ndarray:
