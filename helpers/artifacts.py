@@ -139,6 +139,8 @@ class RunningNetwork:
     """A network with its weights, on the CPU: probabilities of inputs, and what it makes of them before its head."""
 
     def __init__(self, net: torch.nn.Module):
+        if isinstance(net, nets.MelCNN):
+            net.blocks = torch.nn.ModuleList(map(_lean, net.blocks))
         self.net = net.to(memory_format=torch.channels_last)  # convolutions of images are half as long
 
     @torch.inference_mode()
@@ -152,6 +154,12 @@ class RunningNetwork:
     @torch.inference_mode()
     def decide(self, embedded: np.ndarray) -> np.ndarray:
         return self.net.head(torch.tensor(embedded)).softmax(1).double().numpy()
+
+
+def _lean(block: torch.nn.Sequential) -> torch.nn.Sequential:
+    """Return a layer of a MelCNN that answers the same in half the time: norm inside the weights, ReLU after pooling."""
+    convolution, norm, relu, pool = block
+    return torch.nn.Sequential(torch.nn.utils.fuse_conv_bn_eval(convolution, norm), pool, relu)
 
 
 @dataclass(frozen=True)

@@ -550,7 +550,10 @@ def _power_spectrum(signal: np.ndarray, fe: FrontEnd) -> tuple[np.ndarray, np.nd
     windowed = np.zeros((len(frames), fe.n_fft), np.float32)
     np.multiply(frames, window, out=windowed[:, : fe.win_length])
     spectrum = scipy.fft.rfft(windowed, axis=1, overwrite_x=True)
-    return (spectrum.real**2 + spectrum.imag**2) * (2 / window.sum()) ** 2, frames
+    power = np.square(spectrum.real)
+    power += np.square(spectrum.imag)
+    power *= (2 / window.sum()) ** 2
+    return power, frames
 
 
 def _energy(frames: np.ndarray) -> np.ndarray:
@@ -707,17 +710,13 @@ def _contrast(magnitude: np.ndarray, fe: FrontEnd) -> np.ndarray:
     """Peak over valley in octave bands from 100 Hz (Jiang et al., "Music type classification …", ICME 2002)."""
     frequency = np.fft.rfftfreq(fe.n_fft, 1 / fe.sampling_rate)
     edges = np.searchsorted(frequency, [0, *(100 * 2.0 ** np.arange(6)), fe.sampling_rate])
-    columns = []
+    valleys, peaks = [], []
     for low, high in itertools.pairwise(edges):
         count = max(round(0.02 * (high - low)), 1)
-        band = magnitude[:, low:high]
-        if count == 1:
-            valley, peak = band.min(axis=1), band.max(axis=1)
-        else:
-            ordered = np.sort(band, axis=1)  # faster than a partition at two places
-            valley, peak = ordered[:, :count].mean(axis=1), ordered[:, -count:].mean(axis=1)
-        columns.append(_db(peak**2) - _db(valley**2))
-    return np.column_stack(columns)
+        ordered = np.sort(magnitude[:, low:high], axis=1)  # faster than a partition at two places
+        valleys.append(ordered[:, :count].mean(axis=1))
+        peaks.append(ordered[:, -count:].mean(axis=1))
+    return _db(np.stack(peaks, axis=1) ** 2) - _db(np.stack(valleys, axis=1) ** 2)
 
 
 def _chroma(power: np.ndarray, fe: FrontEnd) -> np.ndarray:
