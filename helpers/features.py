@@ -611,7 +611,7 @@ def _smoothest_path(score: np.ndarray, octaves: np.ndarray, n_candidates: int, j
     Viterbi's algorithm as a tree: of two neighbouring stretches of rows, the best ways through the one and through the other
     make the best ways through both. So a signal takes as many steps as its number of rows has binary digits.
     """
-    (n_rows, n_columns), k = score.shape, n_candidates
+    n_rows, k = len(score), n_candidates
     chosen = _highest(score, k)
     gain = np.take_along_axis(score, chosen, axis=1).astype(np.float64).T
     height = octaves[chosen.T]
