@@ -116,7 +116,7 @@ def between(difference: float, low: float, high: float) -> str:
     if np.isnan(low):
         return ""
     return (f" [{100 * low:.1f}–{100 * high:.1f}]" if np.isnan(difference) else
-            f" ({100 * difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}])")
+            f" ({metrics.in_points(difference, low, high)})")
 
 
 class Trials:

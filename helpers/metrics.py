@@ -335,6 +335,11 @@ def main() -> None:
         print()
 
 
+def in_points(difference: float, low: float = np.nan, high: float = np.nan) -> str:
+    """Say a difference of UAR and its interval in points, e.g. "+2.6 [+0.9, +4.2]"; without an interval where it is NaN."""
+    return f"{100 * difference:+.1f}" + (f" [{100 * low:+.1f}, {100 * high:+.1f}]" if np.isfinite(low) else "")
+
+
 def _between(low: float, high: float, sign: str = "") -> str:
     """Write an interval, if there is one: below eight speakers there is none."""
     return f" [{low:{sign}.3f}, {high:{sign}.3f}]" if np.isfinite(low) else ""

@@ -4,7 +4,7 @@ Apart from ``artifacts``, so that whoever only predicts does not wait for the tr
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, fields, replace
 
 import numpy as np
@@ -125,6 +125,36 @@ def read_clips(utterances: pd.DataFrame, inputs: Input, n_jobs: int = -1, speed:
     recipe = recipe_hash(utterances["audio_hash"].tolist(), asdict(inputs), code_with_parts(audio.levelled),
                          code_with_parts(Input.represent), speed, code(augment.played))
     return fetch("inputs", recipe, compute)["inputs"]
+
+
+def read_voices(utterances: pd.DataFrame, inputs: Input, speeds: list[float], variants: Iterable[str],
+                n_jobs: int = -1) -> dict[str, np.ndarray]:
+    """Return what a model reads of each utterance when it is played at other speeds: more voices to learn from.
+
+    Give it to ``experiment.cross_validate`` and :func:`hand_on` as copies.
+
+    Parameters
+    ----------
+    utterances
+        With ``path``, ``start_s``, ``end_s``, ``audio_hash`` and ``speaker``.
+    inputs
+        How a signal becomes a row of numbers.
+    speeds
+        See ``augment.played``; without any, there are no copies.
+    variants
+        In "speaker-normalised", each speaker at each speed is a speaker of their own.
+    n_jobs
+        Processes; -1 for all cores.
+
+    Returns
+    -------
+    dict
+        Variant → copies, shape ``(n_utterances, n_speeds, n_columns)``; empty without speeds.
+    """
+    speakers = utterances["speaker"].to_numpy(str)
+    played = [read_clips(utterances, inputs, n_jobs, speed) for speed in speeds]
+    own = {"inductive": lambda values: values, "speaker-normalised": lambda values: normalise_by_speaker(values, speakers)}
+    return {variant: np.stack([own[variant](values) for values in played], axis=1) for variant in variants} if played else {}
 
 
 def hand_on_average(stem: str, weights: dict[str, dict[str, float]], temperature: dict[str, float], cards: list[dict],

@@ -463,3 +463,8 @@ def test_temperature_never_sees_test_rows(models):
     is_test = wrong["role"] == "test"
     wrong.loc[is_test, columns] = wrong.loc[is_test, columns[::-1]].to_numpy()
     assert ensemble.tempered(wrong)[1].tolist() == ensemble.tempered(models["good"])[1].tolist()
+
+
+def test_difference_in_points():
+    assert metrics.in_points(0.0261, 0.009, 0.0421) == "+2.6 [+0.9, +4.2]"
+    assert metrics.in_points(-0.001, np.nan, np.nan) == "-0.1", "where there is no interval, none is made up"

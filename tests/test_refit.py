@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from helpers import artifacts, audio, estimators, features, nets, paths, predict, refit, splits, tables, training
+from helpers import artifacts, audio, augment, estimators, features, nets, paths, predict, refit, splits, tables, training
 from helpers.artifacts import Clips, Input
 from helpers.experiment import Part, cross_validate, write_record
 
@@ -170,3 +170,13 @@ def test_killed_refit_goes_on_from_its_last_epoch(corpus, monkeypatch):
     resumed = refit.refit(network, record, everything, 4, seed=1)
     assert epochs == [1, 2, 3, 4, 5]
     assert all((resumed.weights[name] == value).all() for name, value in whole.weights.items())
+
+
+def test_voices_are_of_the_clip_and_normalised_for_each_speed_apart(recordings):
+    described, variants = Input("functionals"), ["inductive", "speaker-normalised"]
+    found = refit.read_voices(recordings, described, [0.9, 1.1], variants, n_jobs=1)
+    faster = np.stack([described(augment.played(audio.load(path), 1.1)) for path in recordings["path"]])
+    np.testing.assert_array_equal(found["inductive"][:, 1], faster)
+    speakers = recordings["speaker"].to_numpy(str)
+    np.testing.assert_array_equal(found["speaker-normalised"][:, 1], features.normalise_by_speaker(faster, speakers))
+    assert refit.read_voices(recordings, described, [], variants) == {}

@@ -23,7 +23,7 @@ from helpers.paths import PROJECT
 TURNS = 6  # per dialogue
 # As quick as the notebooks' code can be; the numbers are worth nothing here, and test_experiment.py tries every model
 TINY = {"07": {"EPOCHS": 2, "PATIENCE": 2, "SECONDS": 0.64, "BATCH_SIZE": 32, "EPOCHS_WIDE": 1},
-        "10": {"EPOCHS": 1, "TRIALS": 1, "SPEAKER_NORMALISED": False},
+        "10": {"EPOCHS": 1, "TRIALS": 1, "VOICES": [1.1], "SPEAKER_NORMALISED": False},
         "12": {"EPOCHS": 1, "SECONDS": 0.64},
         **{number: {"EPOCHS": 1, "SECONDS": 0.64, "SPEAKER_NORMALISED": False} for number in ("13", "14")},
         "19": {"EPOCHS": 1, "TRANSFORMS": ["noise"], "SPEAKERS": [2, 4]},
