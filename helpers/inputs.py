@@ -114,15 +114,20 @@ def read_ahead(chunks: list[list[np.ndarray]], wanted: list[Input], progress: st
         What is read of each.
     progress
         Label of the progress bar.
+
+    Yields
+    ------
+    Clips
+        A chunk, read.
     """
-    made = over_clips(_made, ((chunk, wanted) for chunk in chunks), progress=progress, total=len(chunks), together=1)
+    made = over_clips(_read_all, ((chunk, wanted) for chunk in chunks), progress=progress, total=len(chunks), together=1)
     for chunk, own in zip(chunks, made, strict=True):
         clips = Clips(chunk)
         clips._made = own
         yield clips
 
 
-def _made(signals: list[np.ndarray], wanted: list[Input]) -> dict[str, np.ndarray]:
+def _read_all(signals: list[np.ndarray], wanted: list[Input]) -> dict[str, np.ndarray]:
     clips = Clips(signals, lambda compute, items: [compute(item) for item in items])
     clips.prepare(wanted)
     return clips._made
