@@ -23,7 +23,8 @@ import soundfile
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from helpers import artifacts, audio, corpora, ensemble, features, metrics, nets, predict
-from helpers.artifacts import Input, LinearPart, NetworkPart
+from helpers.artifacts import LinearPart, NetworkPart
+from helpers.inputs import Input
 from helpers.paths import PROJECT
 
 LEAST = 0.05  # share below which notebook 18 leaves a member out

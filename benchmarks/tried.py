@@ -46,8 +46,8 @@ from helpers import (
     tables,
     training,
 )
-from helpers.artifacts import Input
 from helpers.estimators import Classical, ShrunkLDA
+from helpers.inputs import Input
 from helpers.parallel import over_clips
 
 PLAIN, LEVELLED = Input("functionals"), Input("functionals", levelled=True)

@@ -13,7 +13,6 @@ import importlib.metadata
 import json
 import platform
 import shutil
-import weakref
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,10 +22,11 @@ import torch
 from safetensors.numpy import load as read_tensors
 from safetensors.numpy import save as save_tensors
 
-from helpers import audio, features, nets, spectrograms
+from helpers import audio, features, nets
 from helpers.cache import write_atomically
 from helpers.corpora import emotion_order
 from helpers.ensemble import pool, softmax
+from helpers.inputs import Clips, Input
 from helpers.parallel import side_by_side
 from helpers.trees import ARRAYS, Trees
 
@@ -36,7 +36,6 @@ if TYPE_CHECKING:  # who only predicts need not wait for scikit-learn, unless th
 FORMAT = 1
 SUFFIXES = (".safetensors", ".skops")
 LARGEST_CARD, LARGEST_FILE = 2**20, 2**31  # bytes
-LONGEST_INPUT = 10_000  # frames or steps; a minute has 6,000 frames of 10 ms
 SAME_PROBABILITY = 1e-3  # of the probe; another processor or library rounds otherwise, another front-end is far away
 PACKAGES = ["numpy", "scipy", "scikit-learn", "torch", "librosa", "soxr", "skops", "safetensors"]
 NETWORKS = ("DNN", "MelCNN", "MelResNet", "AlexNet1D", "ResNet1D", "Recurrent", "Transformer", "ConvLSTM", "MeansConv")
@@ -46,93 +45,6 @@ TRUSTED = ["sklearn.calibration._CalibratedClassifier", "sklearn.calibration._Te
 
 class Refused(ValueError):
     """An artefact that can't be used; the text says why, and what would."""
-
-
-@dataclass(frozen=True)
-class Input:
-    """How a signal becomes the input of a model: by the function that made the training inputs.
-
-    Attributes
-    ----------
-    kind
-        "functionals", "sequence" (of descriptors), "segments" (their statistics) or "image" (mel-spectrogram).
-    arguments
-        Of the function; for functionals, ``columns``, if not all are used.
-    levelled
-        Whether the signal goes through ``audio.levelled`` first.
-    """
-
-    kind: str
-    arguments: dict = field(default_factory=dict)
-    levelled: bool = False
-
-    def __post_init__(self) -> None:
-        sizes = [self.arguments[name] for name in ("n_frames", "n_steps", "n_segments", "stride") if name in self.arguments]
-        if self.kind not in ("functionals", "sequence", "segments", "image") or not all(
-                isinstance(size, int) and 1 <= size <= LONGEST_INPUT for size in sizes):
-            raise Refused(f"its input is {self.kind!r} with {str(self.arguments)[:200]}: expected functionals, sequence, "
-                          f"segments or image, of at most {LONGEST_INPUT} steps")
-
-    @functools.cached_property
-    def key(self) -> str:
-        """Equal for equal inputs; made once, for names of two thousand columns take milliseconds to copy."""
-        return json.dumps(asdict(self))
-
-    def __call__(self, signal: np.ndarray) -> np.ndarray:
-        return self.represent(audio.levelled(signal) if self.levelled else signal)
-
-    def represent(self, signal: np.ndarray, analysis: features.Analysis | None = None) -> np.ndarray:
-        """Turn a signal that is levelled, if it has to be, into the input; its analysis spares most of the work."""
-        heard = signal if analysis is None or not self.arguments.get("trim", True) else analysis
-        if self.kind == "functionals":
-            row = features.functionals(heard)
-            return np.array([row[name] for name in self.arguments.get("columns", row)], np.float32)
-        if self.kind == "image":
-            return spectrograms.padded_image(signal, **self.arguments)
-        return {"sequence": features.sequence, "segments": features.signal_segments}[self.kind](heard, **self.arguments)
-
-
-class Clips:
-    """Signals, and what models read of them: made once, however many models read the same.
-
-    Parameters
-    ----------
-    signals : list of np.ndarray [shape=(n_samples,), float32]
-        Mono, at ``audio.SAMPLING_RATE``.
-    """
-
-    def __init__(self, signals: list[np.ndarray]):
-        self.signals, self._made = signals, {}
-        self.embedded = weakref.WeakKeyDictionary()  # network → what it made of them before its head
-
-    @functools.cached_property
-    def levelled(self) -> list[np.ndarray]:
-        """The signals as ``audio.levelled`` makes them."""
-        return side_by_side(audio.levelled, self.signals)
-
-    def prepare(self, wanted: list[Input]) -> None:
-        """Make all that several models read, on all cores."""
-        missing = {inputs.key: inputs for inputs in wanted if inputs.key not in self._made}.values()
-        groups = [[inputs for inputs in missing if inputs.levelled == levelled and (inputs.kind == "image") == images]
-                  for images in (False, True) for levelled in (False, True)]  # images last: no core is left with a long one
-        groups = [group for group in groups if group]
-        rows = iter(side_by_side(lambda job: _represented(*job), [
-            (signal, group) for group in groups for signal in (self.levelled if group[0].levelled else self.signals)]))
-        for group in groups:
-            made = [next(rows) for _ in self.signals]
-            self._made |= {inputs.key: np.stack(own) for inputs, own in zip(group, zip(*made, strict=True), strict=True)}
-
-    def read(self, inputs: Input) -> np.ndarray:
-        """Return what a model reads of the signals, shape ``(n_signals, ...)``."""
-        if inputs.key not in self._made:
-            self.prepare([inputs])
-        return self._made[inputs.key]
-
-
-def _represented(signal: np.ndarray, wanted: list[Input]) -> list[np.ndarray]:
-    """Return what several inputs make of a signal."""
-    analysis = features.Analysis(signal) if len(wanted) > 1 and wanted[0].kind != "image" else None
-    return [inputs.represent(signal, analysis) for inputs in wanted]
 
 
 class RunningNetwork:
@@ -347,6 +259,10 @@ class Artifact:
     def inputs(self) -> list[Input]:
         return [self.input]
 
+    def inputs_of(self, variant: str) -> list[Input]:
+        """Return what a variant reads."""
+        return self.inputs
+
     @property
     def n_weights(self) -> int:
         """Of its network; 0 where there is none."""
@@ -496,12 +412,16 @@ class Average:
     def inputs(self) -> list[Input]:
         return [member.input for member in self.members.values()]
 
+    def inputs_of(self, variant: str) -> list[Input]:
+        """Return what the members of a variant read."""
+        return [self.members[name].input for name in self.card["weights"][variant]]
+
     def probabilities(self, signals: list[np.ndarray] | Clips, enrolment: list[np.ndarray] | Clips | None = None) -> np.ndarray:
         """Compute probabilities, as :meth:`Artifact.probabilities` does."""
         variant, clips, known = answering(self.variants, enrolment), _clips(signals), _clips(enrolment)
         weights = self.card["weights"][variant]
         for some in filter(None, (clips, known)):
-            some.prepare([self.members[name].input for name in weights])
+            some.prepare(self.inputs_of(variant))
         large_first = sorted(weights, key=lambda name: -self.members[name].n_weights)
         stack = np.stack(side_by_side(lambda name: self.members[name].answer(variant, clips, known), large_first))
         return pool(stack, np.array([weights[name] for name in large_first]) / self.card["temperature"][variant])

@@ -1,7 +1,7 @@
 """Using a trained model: a file, an array or a long recording in; an emotion, its probability and what to doubt out.
 
 ``predict_emotion(audio_path, model_path)`` is the short way, ``predict`` the whole one; :func:`timeline` and :func:`verdict`
-are for recordings with many utterances. The same functions that made the training inputs make these (``artifacts.Input``).
+are for recordings with many utterances. The same functions that made the training inputs make these (``inputs``).
 
 Run ``python -m helpers.predict FILE… [--model DIR] [--enrol FILE…] [--only happy,sad] [--timeline] [--json]``.
 """
@@ -20,12 +20,14 @@ import soundfile
 import soxr
 from tqdm import tqdm
 
-from helpers import artifacts, audio, paths
-from helpers.artifacts import Artifact, Average, Clips
+from helpers import artifacts, audio, inputs, paths
+from helpers.artifacts import Artifact, Average
+from helpers.inputs import Clips
 
 UNSURE = "unsure"
 WINDOW_S, WINDOW_HOP_S = 4.0, 2.0  # of a timeline; an utterance of the training corpora lasts 2 to 5 s
-AT_ONCE = 32  # windows of a timeline that are worked through together
+AT_ONCE = 16  # windows of a timeline that are worked through together
+MANY = 10  # times so many, processes read them: five minutes
 LONGEST_S = 4 * 3600.0  # of a recording
 LARGEST_DECODED = 2**29  # samples of all channels: 2 GB; compressed silence grows without end
 LOWEST_HZ, HIGHEST_HZ = 1_000, 1_000_000  # sampling rates
@@ -148,12 +150,10 @@ def timeline(recording: str | Path | np.ndarray, model: str | Path | Artifact | 
     heard = (spoken[ends] - spoken[begins]) / audio.SAMPLING_RATE
     kept = np.flatnonzero((heard >= 2 * audio.MIN_DURATION_S) & (ends - begins >= min(length, len(signal)) // 2))
     known = Clips([read_signal(clip, sampling_rate) for clip in enrolment]) if enrolment else None
-
-    def answered(some: np.ndarray) -> np.ndarray:
-        return model.probabilities([signal[begins[i]: ends[i]] for i in some], known)
-
-    chunks = np.array_split(kept, -(-len(kept) // AT_ONCE)) if len(kept) else []
-    values = np.array([_masked(row, model.emotions, only) for some in chunks for row in answered(some)])
+    chunks = [[signal[begins[i]: ends[i]] for i in kept[first: first + AT_ONCE]] for first in range(0, len(kept), AT_ONCE)]
+    wanted = model.inputs_of(artifacts.answering(model.variants, known))
+    read = inputs.read_ahead(chunks, wanted, "windows") if len(chunks) >= MANY else map(Clips, chunks)
+    values = np.array([_masked(row, model.emotions, only) for clips in read for row in model.probabilities(clips, known)])
     values = values.reshape(-1, len(model.emotions))
     table = pd.DataFrame({"start_s": begins[kept] / audio.SAMPLING_RATE, "end_s": ends[kept] / audio.SAMPLING_RATE,
                           "speech": heard[kept] * audio.SAMPLING_RATE / np.maximum(ends - begins, 1)[kept],
@@ -207,7 +207,7 @@ def doubts(clips: Clips, model: Artifact | Average) -> list[str]:
     units = {"duration_s": "{:.1f} s long", "level_dbfs": "{:.0f} dBFS loud", "snr_db": "{:.0f} dB between speech and pauses",
              "bandwidth_hz": "{:,.0f} Hz of bandwidth"}
     found = audio.traits(clips.signals[0])
-    if all(inputs.levelled for inputs in model.inputs):
+    if all(own.levelled for own in model.inputs):
         del found["level_dbfs"]
     said = []
     for name, (low, high) in model.card.get("traits", {}).items():

@@ -18,13 +18,14 @@ from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 from helpers import artifacts, audio, augment, corpora, metrics, paths, protocol, tables
-from helpers.artifacts import ClassicalPart, Input, LinearPart, NetworkPart, PartOfArtifact, TreesPart
+from helpers.artifacts import ClassicalPart, LinearPart, NetworkPart, PartOfArtifact, TreesPart
 from helpers.audit import read_records
 from helpers.cache import code, code_with_parts, fetch, recipe_hash
 from helpers.corpora import emotion_order
 from helpers.estimators import Classical, fit_seeded, linear_head
 from helpers.experiment import Part
 from helpers.features import normalise_by_speaker
+from helpers.inputs import Input
 from helpers.parallel import over_clips
 from helpers.training import Network, Trainer
 from helpers.trees import from_estimator

@@ -21,7 +21,8 @@ from conftest import RATE, harmonic_tone, make_predictions, make_utterances, noi
 from matplotlib.figure import Figure
 
 from helpers import app, artifacts, audio, explain, features, nets, plots, predict, splits, tables
-from helpers.artifacts import ClassicalPart, Input, NetworkPart
+from helpers.artifacts import ClassicalPart, NetworkPart
+from helpers.inputs import Input
 from helpers.paths import PROJECT
 
 EMOTIONS = ["neutral", "happy", "sad", "angry"]

@@ -13,8 +13,9 @@ from conftest import RATE, harmonic_tone, noise
 from sklearn.preprocessing import FunctionTransformer
 
 from helpers import artifacts, audio, estimators, features, nets, refit, spectrograms
-from helpers.artifacts import Input, NetworkPart, Refused
+from helpers.artifacts import NetworkPart, Refused
 from helpers.experiment import Part
+from helpers.inputs import Clips, Input
 
 EMOTIONS = ["neutral", "happy", "sad", "angry"]
 ABOUT = {"model": "test", "emotions": EMOTIONS, "policy": "four", "corpus": "toy", "licence": "MIT", "protocol": []}
@@ -96,7 +97,7 @@ def test_inputs_are_those_of_training(speech):
 def test_clips_are_read_once_however_many_models_read_them(average, speech, monkeypatch):
     read, asked = Input.represent, []
     monkeypatch.setattr(Input, "represent", lambda self, *signal: asked.append(self.kind) or read(self, *signal))
-    clips = artifacts.Clips(speech)
+    clips = Clips(speech)
     model = artifacts.load(average)
     asked.clear()
     first = model.probabilities(clips)
@@ -106,7 +107,7 @@ def test_clips_are_read_once_however_many_models_read_them(average, speech, monk
 def test_inputs_that_share_an_analysis_are_the_same(speech):
     wanted = [Input("functionals"), SEQUENCE, Input("sequence", {"n_steps": 40, "stride": 4, "trim": False}),
               Input("segments", {"n_segments": 3}), Input("functionals", levelled=True), IMAGE]
-    clips = artifacts.Clips(speech)
+    clips = Clips(speech)
     clips.prepare(wanted)
     for inputs in wanted:
         alone = np.stack([inputs(signal) for signal in speech])
@@ -120,7 +121,7 @@ def test_what_a_network_makes_of_clips_is_made_once(tmp_path, speech, monkeypatc
     folder = artifacts.save(tmp_path / "model", {"inductive": part}, inputs, ABOUT, usual, "embeddings", farthest)
     model, embed, asked = artifacts.load(folder), artifacts.RunningNetwork.embed, []
     monkeypatch.setattr(artifacts.RunningNetwork, "embed", lambda self, some: asked.append(len(some)) or embed(self, some))
-    clips = artifacts.Clips(speech)
+    clips = Clips(speech)
     np.testing.assert_allclose(model.probabilities(clips), running(values), atol=1e-6)
     assert (model.distances(clips) <= 1.2).all() and asked == [len(speech)]
 
@@ -132,7 +133,7 @@ def test_distance_is_one_for_the_farthest_hundredth_of_the_training_clips(tmp_pa
     many = values[rng.integers(0, 6, 500)] + rng.normal(size=(500, values.shape[1])) * values.std(axis=0)
     usual, farthest = artifacts.usual_speaker(many, rng.integers(0, 5, 500).astype(str))
     model = artifacts.load(artifacts.save(tmp_path / "model", {"inductive": part}, inputs, ABOUT, usual, farthest=farthest))
-    clips = artifacts.Clips(speech)
+    clips = Clips(speech)
     assert (model.distances(clips) < 1).all()
     clips.read(inputs)[0] += 20 * usual["clip_std"]
     assert model.distances(clips)[0] > 3

@@ -12,7 +12,8 @@ import torch
 from conftest import RATE, harmonic_tone, noise
 
 from helpers import artifacts, audio, export, nets, paths, wav2vec2
-from helpers.artifacts import Average, Input, NetworkPart
+from helpers.artifacts import Average, NetworkPart
+from helpers.inputs import Input
 
 EMOTIONS = ["neutral", "happy", "sad", "angry"]
 ABOUT = {"model": "test", "emotions": EMOTIONS, "policy": "four", "corpus": "toy", "licence": "MIT", "protocol": []}

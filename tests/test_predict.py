@@ -5,14 +5,16 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile
 import soxr
 import torch
 from conftest import RATE, harmonic_tone, noise, write_audio
 
-from helpers import artifacts, audio, features, nets, predict
-from helpers.artifacts import ClassicalPart, Input, NetworkPart
+from helpers import artifacts, audio, features, inputs, nets, predict
+from helpers.artifacts import ClassicalPart, NetworkPart
+from helpers.inputs import Input
 from helpers.paths import PROJECT
 
 EMOTIONS = ["neutral", "happy", "sad", "angry"]
@@ -184,6 +186,17 @@ def test_timeline_finds_who_speaks_when_and_a_verdict_minds_the_end(model):
     assert quiet.empty and predict.verdict(quiet) == {}
     with pytest.raises(ValueError, match="in none of the groups"):
         predict.verdict(windows, groups={"other": ("bored",)})
+
+
+def test_timeline_of_many_windows_is_the_same_from_processes(monkeypatch):
+    shipped, call = predict.find_model("ravdess-8"), voice(212, 30.0)
+    expected = predict.timeline(call, shipped, RATE, detector="energy")
+    asked, read = [], inputs.read_ahead
+    monkeypatch.setattr(predict, "AT_ONCE", 5)
+    monkeypatch.setattr(predict, "MANY", 3)
+    monkeypatch.setattr(inputs, "read_ahead", lambda *given: asked.append(given) or read(*given))
+    pd.testing.assert_frame_equal(predict.timeline(call, shipped, RATE, detector="energy"), expected, atol=1e-5)
+    assert asked, "it was not read in processes"
 
 
 def test_timeline_of_one_window_is_the_prediction(model, clip):

@@ -9,8 +9,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from helpers import artifacts, audio, augment, estimators, features, nets, paths, predict, refit, splits, tables, training
-from helpers.artifacts import Clips, Input
 from helpers.experiment import Part, cross_validate, write_record
+from helpers.inputs import Clips, Input
 
 EMOTIONS = ["neutral", "happy", "sad", "angry"]
 
