@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import joblib
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 from threadpoolctl import ThreadpoolController
 from tqdm import tqdm
 
@@ -54,6 +55,8 @@ def over_clips(compute: Callable, arguments: Iterable[tuple], n_jobs: int = -1, 
 
     Raises
     ------
+    ChildProcessError
+        If a process was killed.
     ConnectionError, ModuleNotFoundError, FileNotFoundError, RuntimeError
         If the cluster can't be used: the text says what it lacks.
     """
@@ -115,8 +118,13 @@ def _in_processes(n_jobs: int, compute: Callable, arguments: Iterator[tuple], to
     left = -(-total // size)
     while left > 0:  # joblib hands out chunks however few results are taken: rounds are what keeps memory flat
         now = min(left, ROUND * n_workers)
-        yield from joblib.Parallel(n_jobs, return_as="generator", batch_size=1)(
-            joblib.delayed(_each)(compute, list(itertools.islice(arguments, size))) for _ in range(now))
+        try:
+            yield from joblib.Parallel(n_jobs, return_as="generator", batch_size=1)(
+                joblib.delayed(_each)(compute, list(itertools.islice(arguments, size))) for _ in range(now))
+        except TerminatedWorkerError as error:
+            raise ChildProcessError("a process that worked on clips was ended from outside, mostly because memory ran short: "
+                                    "close other programs, or take fewer processes (N_JOBS in notebooks), and run this again; "
+                                    "what was stored is not computed again") from error
         left -= now
 
 

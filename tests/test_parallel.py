@@ -1,5 +1,7 @@
 """Work side by side: in order, one caller at a time, and the libraries' own threads as they were before."""
 
+import os
+import signal
 import threading
 import time
 
@@ -55,3 +57,15 @@ def test_an_error_comes_out_and_the_next_call_works():
 
 def test_clips_come_back_in_order_from_processes():
     assert list(over_clips(pow, [(i, 2) for i in range(50)], n_jobs=2)) == [i * i for i in range(50)]
+
+
+def killed(number: int) -> int:
+    if number == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def test_a_killed_process_is_told_in_words_and_the_next_call_works():
+    with pytest.raises(ChildProcessError, match="ended from outside, mostly because memory ran short"):
+        list(over_clips(killed, [(i,) for i in range(8)], n_jobs=2))
+    assert list(over_clips(abs, [(-i,) for i in range(8)], n_jobs=2)) == list(range(8))
