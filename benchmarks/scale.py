@@ -71,7 +71,7 @@ def measure(kind: str, corpus: str, n: int, folder: str) -> dict:
     """Do the work in this process, which nothing else has used; return seconds, peak memory (MB) and bytes on disk."""
     os.environ["SER_WORK"] = folder
     place = Path(folder)
-    seconds, peaks = {"few": [], "whole": [], "again": []}, []
+    seconds, peak = {"few": [], "whole": [], "again": []}, 0
     work(kind, repeated(corpus, FEW), place / "warm")
     rounds = STEADY if n <= SHORT else 1
     for number in range(1, 2 * rounds + 1, 2):
@@ -81,11 +81,12 @@ def measure(kind: str, corpus: str, n: int, folder: str) -> dict:
             start = time.perf_counter()
             work(kind, some, place / where)
             seconds[name].append(time.perf_counter() - start)
-            peaks += [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss] * (name == "whole")
+            if name == "whole" and not peak:  # of the first time: whoever does it again does so in another process
+                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seconds = {name: float(np.median(found)) if found else math.nan for name, found in seconds.items()}
     get_reusable_executor().shutdown()
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
-    peak = peaks[0] * unit / 1e6  # of the first time: whoever does it again does so in another process
+    peak *= unit / 1e6
     written, stored = (sum(file.stat().st_size for file in (place / part).rglob("*") if file.is_file())
                        for part in ("whole", f"cache/{kind}"))
     return {"kind": kind, "clips": n, "peak": peak, "written": written / n,

@@ -100,7 +100,7 @@ class Clips:
         return self._made[inputs.key]
 
 
-def read_ahead(chunks: list[list[np.ndarray]], wanted: list[Input], progress: str = "parts") -> Iterator[Clips]:
+def read_ahead(chunks: list[list[np.ndarray]], wanted: list[Input]) -> Iterator[Clips]:
     """Read many clips in processes, a chunk at a time, while the caller works with the chunk before.
 
     Use it for hundreds of clips: starting processes takes seconds, and then they are faster than threads, which wait for each
@@ -112,15 +112,13 @@ def read_ahead(chunks: list[list[np.ndarray]], wanted: list[Input], progress: st
         Signals, as for :class:`Clips`.
     wanted
         What is read of each.
-    progress
-        Label of the progress bar.
 
     Yields
     ------
     Clips
         A chunk, read.
     """
-    made = over_clips(_read_all, ((chunk, wanted) for chunk in chunks), progress=progress, total=len(chunks), together=1)
+    made = over_clips(_read_all, ((chunk, wanted) for chunk in chunks), progress="parts", total=len(chunks), together=1)
     for chunk, own in zip(chunks, made, strict=True):
         clips = Clips(chunk)
         clips._made = own

@@ -152,7 +152,7 @@ def timeline(recording: str | Path | np.ndarray, model: str | Path | Artifact | 
     known = Clips([read_signal(clip, sampling_rate) for clip in enrolment]) if enrolment else None
     chunks = [[signal[begins[i]: ends[i]] for i in kept[first: first + AT_ONCE]] for first in range(0, len(kept), AT_ONCE)]
     wanted = model.inputs_of(artifacts.answering(model.variants, known))
-    read = inputs.read_ahead(chunks, wanted, "windows") if len(chunks) >= MANY else map(Clips, chunks)
+    read = inputs.read_ahead(chunks, wanted) if len(chunks) >= MANY else map(Clips, chunks)
     values = np.array([_masked(row, model.emotions, only) for clips in read for row in model.probabilities(clips, known)])
     values = values.reshape(-1, len(model.emotions))
     table = pd.DataFrame({"start_s": begins[kept] / audio.SAMPLING_RATE, "end_s": ends[kept] / audio.SAMPLING_RATE,
