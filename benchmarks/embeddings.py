@@ -40,7 +40,7 @@ def main() -> None:
     if encoders["half precision"].precision == encoders["float32"].precision:
         del encoders["half precision"]  # nothing to gain on this device
 
-    by_length = wav2vec2.by_length([len(clip) for clip in clips], wav2vec2.BATCH_S[device.type])
+    by_length = wav2vec2.by_length([*map(encoders["float32"].n_read, clips)], wav2vec2.BATCH_S[device.type])
     roads = {"by length": by_length, "one clip at a time": [[i] for i in range(len(clips))]}
     runs = {f"{road}, {precision}": lambda batches=batches, encoder=encoder:
             [wav2vec2.pooled(encoder, [clips[i] for i in batch]) for batch in batches]

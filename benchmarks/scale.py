@@ -4,7 +4,8 @@ Clips repeat, under ids and hashes of their own, and every measurement begins wi
 is made in a process of its own, since a peak of memory never falls again; starting the processes is not in the time. What 64
 clips take is not growth (a table's columns are described however few its rows): time per clip is that of the others. Each kind
 of work is what the notebooks do: tables are written in parts, images one by one, embeddings (of a very small network) of
-clips that lie on disk. ``again`` is the same once more, found in the cache (descriptors, which no cache keeps, are made once).
+clips that lie on disk. As there, the rows come from a table that another process has written, without the columns that
+nobody asks for. ``again`` is the same once more, found in the cache (descriptors, which no cache keeps, are made once).
 
 ``--paper`` adds what MSP-Podcast would cost, worked out from the rates of this very run.
 
@@ -36,6 +37,7 @@ from helpers import audio, features, paths, spectrograms, tables
 FEW = 64  # clips whose time is what any corpus takes
 SHORT, STEADY = 1_000, 5  # up to so many clips, the median of so many rounds: seconds alone would be mostly chance
 LINEAR, FLAT, TWO_WORKERS, MUST_SECONDS = 0.15, 1.3, 1.6, 60.0
+COLUMNS = [*tables.CLIP, "speaker", "emotion_native", "duration_s", "level_dbfs", "quality"]  # what notebook 03 reads
 KINDS = ("functionals", "descriptors", "images", "embeddings")
 CORES, NODES = 16, 4  # of the machines that --paper reckons with
 MSP_CLIPS, MSP_HOURS = 264_705, 400  # MSP-Podcast
@@ -45,7 +47,14 @@ def repeated(corpus: str, n: int, number: int = 0) -> pd.DataFrame:
     """Return `n` rows, each clip as often as needed, no two with the same id or hash; those of another number have others."""
     rows = timing.read_clips(corpus, min(n, 200))
     rows = rows.iloc[np.arange(n) % len(rows)].reset_index(drop=True)
-    return rows.assign(audio_hash=[f"{number:x}{i:031x}" for i in range(n)], utterance_id=[f"big/{i:07d}" for i in range(n)])
+    return rows.assign(audio_hash=[f"{number:x}{i:031x}" for i in range(n)], utterance_id=[f"big/{i:07d}" for i in range(n)],
+                       duration_s=1.0, level_dbfs=-25.0, quality="ok").drop(columns="votes")
+
+
+def write_rows(corpus: str, numbers: dict[int, int], folder: str) -> None:
+    """Write tables of utterances, each named by the number that its hashes begin with; `numbers` says how long each is."""
+    for number, n in numbers.items():
+        tables.write_table(repeated(corpus, n, number), Path(folder) / f"{number}.parquet", "utterances")
 
 
 def work(kind: str, rows: pd.DataFrame, folder: Path) -> None:
@@ -67,15 +76,18 @@ def work(kind: str, rows: pd.DataFrame, folder: Path) -> None:
         wav2vec2.embeddings("tiny-random-wav2vec2", apart, "cpu")
 
 
-def measure(kind: str, corpus: str, n: int, folder: str) -> dict:
+def measure(kind: str, corpus: str, n: int, rounds: int, folder: str) -> dict:
     """Do the work in this process, which nothing else has used; return seconds, peak memory (MB) and bytes on disk."""
     os.environ["SER_WORK"] = folder
     place = Path(folder)
     seconds, peak = {"few": [], "whole": [], "again": []}, 0
-    work(kind, repeated(corpus, FEW), place / "warm")
-    rounds = STEADY if n <= SHORT else 1
+
+    def read(number: int) -> pd.DataFrame:
+        return tables.read_table(place / f"{number}.parquet", "utterances", COLUMNS)
+
+    work(kind, read(0), place / "warm")
     for number in range(1, 2 * rounds + 1, 2):
-        few, rows = repeated(corpus, FEW, number), repeated(corpus, n, number + 1)
+        few, rows = read(number), read(number + 1)
         runs = [("few", few, f"few {number}"), ("whole", rows, "whole"), ("again", rows, "whole")]
         for name, some, where in runs[: 2 if kind == "descriptors" else 3]:
             start = time.perf_counter()
@@ -105,9 +117,13 @@ def growth(corpus: str, sizes: dict[str, list[int]]) -> tuple[pd.DataFrame, bool
     rows, missed = [], []
     for kind in sizes:
         for n in sizes[kind]:
-            with (tempfile.TemporaryDirectory() as folder,
-                  ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process):
-                rows.append(process.submit(measure, kind, corpus, n, folder).result())
+            rounds = STEADY if n <= SHORT else 1
+            numbers = {0: FEW} | {number: n if number % 2 == 0 else FEW for number in range(1, 2 * rounds + 1)}
+            with tempfile.TemporaryDirectory() as folder:
+                for task in ((write_rows, corpus, numbers, folder), (measure, kind, corpus, n, rounds, folder)):
+                    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:  # each new, with nothing in it
+                        result = process.submit(*task).result()
+                rows.append(result)
             now, first = rows[-1], next(row for row in rows if row["kind"] == kind)
             each, at_first = ((row["whole"] - row["few"]) / (row["clips"] - FEW) for row in (now, first))
             bent = each / at_first - 1

@@ -186,8 +186,8 @@ def functionals_table(utterances: pd.DataFrame, front_end: FrontEnd = FrontEnd()
     Parameters
     ----------
     utterances
-        With ``utterance_id``, ``path``, ``start_s``, ``end_s`` (s, NaN for the whole file) and ``audio_hash``, which is
-        what a stored result is found by.
+        With ``utterance_id`` and ``tables.CLIP``: ``path``, ``start_s``, ``end_s`` (s, NaN for the whole file) and
+        ``audio_hash``, which is what a stored result is found by. More columns only take memory.
     front_end
         Analysis parameters.
     n_jobs

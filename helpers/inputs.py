@@ -70,10 +70,13 @@ class Clips:
         Mono, at ``audio.SAMPLING_RATE``.
     each
         How a function is called for each of some items: by default in threads.
+    made
+        What was read of them elsewhere, by the input's key.
     """
 
-    def __init__(self, signals: list[np.ndarray], each: Callable[[Callable, list], list] = side_by_side):
-        self.signals, self.each, self._made = signals, each, {}
+    def __init__(self, signals: list[np.ndarray], each: Callable[[Callable, list], list] = side_by_side,
+                 made: dict[str, np.ndarray] | None = None):
+        self.signals, self.each, self.made = signals, each, made or {}
         self.embedded = weakref.WeakKeyDictionary()  # network → what it made of them before its head
 
     @functools.cached_property
@@ -83,7 +86,7 @@ class Clips:
 
     def prepare(self, wanted: list[Input]) -> None:
         """Make all that several models read, on all cores."""
-        missing = {inputs.key: inputs for inputs in wanted if inputs.key not in self._made}.values()
+        missing = {inputs.key: inputs for inputs in wanted if inputs.key not in self.made}.values()
         groups = [[inputs for inputs in missing if inputs.levelled == levelled and (inputs.kind == "image") == images]
                   for images in (False, True) for levelled in (False, True)]  # images last: no core is left with a long one
         groups = [group for group in groups if group]
@@ -91,13 +94,13 @@ class Clips:
             (signal, group) for group in groups for signal in (self.levelled if group[0].levelled else self.signals)]))
         for group in groups:
             made = [next(rows) for _ in self.signals]
-            self._made |= {inputs.key: np.stack(own) for inputs, own in zip(group, zip(*made, strict=True), strict=True)}
+            self.made |= {inputs.key: np.stack(own) for inputs, own in zip(group, zip(*made, strict=True), strict=True)}
 
     def read(self, inputs: Input) -> np.ndarray:
         """Return what a model reads of the signals, shape ``(n_signals, ...)``."""
-        if inputs.key not in self._made:
+        if inputs.key not in self.made:
             self.prepare([inputs])
-        return self._made[inputs.key]
+        return self.made[inputs.key]
 
 
 def read_ahead(chunks: list[list[np.ndarray]], wanted: list[Input]) -> Iterator[Clips]:
@@ -120,15 +123,13 @@ def read_ahead(chunks: list[list[np.ndarray]], wanted: list[Input]) -> Iterator[
     """
     made = over_clips(_read_all, ((chunk, wanted) for chunk in chunks), progress="parts", total=len(chunks), together=1)
     for chunk, own in zip(chunks, made, strict=True):
-        clips = Clips(chunk)
-        clips._made = own
-        yield clips
+        yield Clips(chunk, made=own)
 
 
 def _read_all(signals: list[np.ndarray], wanted: list[Input]) -> dict[str, np.ndarray]:
     clips = Clips(signals, lambda compute, items: [compute(item) for item in items])
     clips.prepare(wanted)
-    return clips._made
+    return clips.made
 
 
 def _represented(signal: np.ndarray, wanted: list[Input]) -> list[np.ndarray]:

@@ -60,7 +60,9 @@ def publish(books: list[Notebook], outcomes: dict[str, dict], settings: Settings
     for source, target in results_of(books, settings).items():
         write(settings.project / "data/results" / target, source.read_bytes())
     write(results / "run.json", json.dumps(record, indent=1))
-    known = read_json(results / "networks.json") | networks(settings.policy_work / "records")
+    known = {name: network for name, network in (read_json(results / "networks.json")
+                                                 | networks(settings.policy_work / "records")).items()
+             if any((folder / f"{name}.parquet").is_file() for folder in (results, results / "comparisons"))}
     write(results / "networks.json", json.dumps(known, indent=1, sort_keys=True) + "\n")
     if cards:
         write(results / "cards.json", json.dumps(cards, indent=1))

@@ -62,7 +62,7 @@ def write_images(utterances: pd.DataFrame, folder: Path, front_end: FrontEnd = I
     Parameters
     ----------
     utterances
-        With ``utterance_id``, ``path``, ``start_s``, ``end_s``, ``audio_hash`` and ``emotion_native``.
+        With ``utterance_id``, ``tables.CLIP`` and ``emotion_native``.
     folder
         Where to write.
 

@@ -34,6 +34,7 @@ from helpers.cache import write_atomically
 # imported as → installed as: what can move a digit
 PACKAGES = {"numpy": "numpy", "pandas": "pandas", "sklearn": "scikit-learn", "torch": "torch", "xgboost": "xgboost",
             "lightgbm": "lightgbm", "transformers": "transformers", "librosa": "librosa"}
+CLIP = ["path", "start_s", "end_s", "audio_hash"]  # of the utterances: what features are computed from, and found again by
 _STARTED = time.time()
 _READ: dict[str, str] = {}  # inputs this process has read, with their hashes
 

@@ -29,6 +29,7 @@ from helpers.training import find_device, has_bfloat16
 
 PADDING = np.iinfo(np.int16).min  # no sample of a clip has this value
 BATCH_S = {"cuda": 48.0, "cpu": 5.0}  # audio in a batch, padding included; a clip keeps a CPU busy, and more costs memory
+STEP = audio.SAMPLING_RATE // 4  # batches are padded to a multiple: for every new length a CPU's kernels are made anew
 
 
 def prepare(utterances: pd.DataFrame, detector: str = "auto", longest_s: float = audio.PIECE_S,
@@ -189,8 +190,8 @@ class SpeechEncoder(nn.Module):
         return next(self.parameters()).device
 
     def n_read(self, clip: np.ndarray) -> int:
-        """Return how many samples the encoder works through for a clip: its own, or what Whisper always reads."""
-        reach = self.processor.n_samples if self.reads_mel else len(clip)
+        """Return how many samples the encoder works through for a clip: its own and some padding, or what Whisper reads."""
+        reach = self.processor.n_samples if self.reads_mel else -(-len(clip) // STEP) * STEP
         if len(clip) > reach:
             raise ValueError(f"this encoder reads {reach / audio.SAMPLING_RATE:g} s, a clip has "
                              f"{len(clip) / audio.SAMPLING_RATE:.1f} s: cut clips into shorter pieces")
@@ -200,7 +201,8 @@ class SpeechEncoder(nn.Module):
         """Return clips as one batch, as the checkpoint wants them, and how many samples each has."""
         signals = [clip.astype(np.float32) / 32768 for clip in clips]
         values = self.processor(signals, sampling_rate=audio.SAMPLING_RATE, return_tensors="pt",
-                                **({} if self.reads_mel else {"padding": True, "return_attention_mask": True}))
+                                **({} if self.reads_mel else {"padding": "max_length", "return_attention_mask": True,
+                                                              "max_length": max(map(self.n_read, clips))}))
         return values["input_features" if self.reads_mel else "input_values"], torch.tensor([len(clip) for clip in clips])
 
     def forward(self, inputs: torch.Tensor, n_samples: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
