@@ -14,5 +14,8 @@ import warnings
 # On processors with AMX, the oneDNN of torch 2.12 computes some convolutions of few channels or pixels in bfloat16 wrongly, up
 # to NaN; without AMX they are right. It is read when torch first computes, so torch may be imported before.
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
+# Arrow's usual pool keeps what is freed, tens of megabytes once a small table was read. It is read when pandas is imported:
+# import this package first, as notebooks do.
+os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime would tell others of its use: nothing here does
 warnings.filterwarnings("ignore", message="IProgress not found")  # other packages' wish for widgets: progress here is text

@@ -26,7 +26,7 @@ from helpers.cache import code_with_parts, fetch, recipe_hash
 from helpers.parallel import over_clips
 
 # of a part of a table; where columns are many, describing them takes as much memory as rows do, for each part anew
-PART_BYTES, WIDE_PART_BYTES = 8_000_000, 32_000_000
+PART_BYTES, WIDE_PART_BYTES = 8_000_000, 28_000_000
 _FLOOR = 1e-10  # power below which nothing is heard: -100 dB
 _MEL_STEP = math.log(6.4) / 27  # from one mel to the next, above 1 kHz
 _MOVING_TOGETHER = (*(f"mfcc{i:02d}" for i in range(13)), "rms_db", "f0_st")  # whose correlations are functionals

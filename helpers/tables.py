@@ -177,6 +177,7 @@ def write_parts(parts: Iterable[pd.DataFrame], path: Path, schema: str, *, noteb
                 n_rows += rows.num_rows
                 seen.append(pd.util.hash_array(part["utterance_id"].unique().astype(object)))  # eight bytes each
                 del part, rows  # before the next one is made
+                pyarrow.default_memory_pool().release_unused()
         finally:
             if writer:
                 writer.close()
@@ -234,6 +235,7 @@ def read_table(path: Path, schema: str, columns: list[str] | None = None) -> pd.
         frame = _read_csv(path, schema)
     frame = _validated(frame, schema, path, "run the notebook that writes it again", columns is None)
     _note_read(path)
+    pyarrow.default_memory_pool().release_unused()  # what reading took besides, often more than the table
     return frame
 
 
