@@ -29,7 +29,7 @@ from helpers.training import find_device, has_bfloat16
 
 PADDING = np.iinfo(np.int16).min  # no sample of a clip has this value
 BATCH_S = {"cuda": 48.0, "cpu": 5.0}  # audio in a batch, padding included; a clip keeps a CPU busy, and more costs memory
-STEP = audio.SAMPLING_RATE // 4  # batches are padded to a multiple: for every new length a CPU's kernels are made anew
+STEP = audio.SAMPLING_RATE // 10  # batches are padded to a multiple: for every new length a CPU's kernels are made anew
 
 
 def prepare(utterances: pd.DataFrame, detector: str = "auto", longest_s: float = audio.PIECE_S,
