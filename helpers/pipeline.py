@@ -34,6 +34,7 @@ from helpers.tables import file_hash
 SKIPPED = {"WeightsMissing": "weights missing", "TextMissing": "no text", "CorporaMissing": "one corpus alone"}
 PROCESSES = ".processes.json"  # in a corpus's work folder: what the run there has started
 UNTRACKED = {"plots", "pipeline", "mirror"}  # they change how things look or where they lie, not what comes out
+COST = ("longest", "largest_mb")  # s and MB: what a notebook took at most with the same values
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -124,7 +125,7 @@ def run(books: list[Notebook], settings: Settings) -> dict[str, dict]:
     wanted = settings.only or [book.number for book in books if "PUBLISHED" in book.parameters or not settings.published]
     for book in books:
         stamp = read_json(settings.stamp(book))
-        outcome = {"reason": ""} | {key: stamp[key] for key in ("cells", "seconds", "peak_mb", "longest") if key in stamp}
+        outcome = {"reason": ""} | {key: stamp[key] for key in ("cells", "seconds", "peak_mb", *COST) if key in stamp}
         lacking = read_json(skipped_stamp(book, settings))
         if failed or book.number < settings.first or book.number not in wanted:
             outcome["status"] = "earlier" if stamp else "not run"
@@ -234,9 +235,10 @@ def execute(book: Notebook, values: dict, settings: Settings) -> dict:
         log.unlink(missing_ok=True)
     outcome = {"status": "failed" if fault else "run", "reason": fault, "cells": watch.cells,
                "seconds": round(watch.seconds(), 1), "peak_mb": round(watch.peak / 2**20)}
-    # what is found in the cache makes a run shorter: the longest one with these values is what they cost
-    same = before.get("values") == record["values"]
-    outcome["longest"] = max(outcome["seconds"], before.get("longest", before["seconds"]) if same else 0)
+    # what is found in the cache makes a run shorter and smaller: the longest and the largest with these values are what they cost
+    before = before if before.get("values") == record["values"] else {"seconds": 0}
+    outcome["longest"] = max(outcome["seconds"], before.get("longest", before["seconds"]))
+    outcome["largest_mb"] = max(outcome["peak_mb"], before.get("largest_mb", before.get("peak_mb", 0)))
     kind, _, text = fault.partition(": ")
     if kind in SKIPPED:  # nothing is wrong with the notebook
         outcome |= {"status": "skipped", "reason": f"{SKIPPED[kind]}: {text.splitlines()[0]}"}
@@ -249,7 +251,7 @@ def execute(book: Notebook, values: dict, settings: Settings) -> dict:
             write(skipped_stamp(book, settings), json.dumps(record | {"at_hand": at_hand()}, indent=1))
             return outcome
         write(stamp, json.dumps(record, indent=1))
-        write(cost, json.dumps({"values": record["values"], "longest": outcome["longest"], "seconds": outcome["seconds"]}))
+        write(cost, json.dumps({"values": record["values"]} | {key: outcome[key] for key in (*COST, "seconds")}))
     return outcome
 
 

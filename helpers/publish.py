@@ -256,7 +256,7 @@ def rewrite_readme(readme: Path, books: list[Notebook], outcomes: dict[str, dict
     cost = ["| notebook | seconds | peak memory |", "|---|--:|--:|"]
     for book in books:
         outcome = {"longest": 0, "peak_mb": 0} | outcomes[book.name]
-        figures = f"{outcome['longest']:.0f} | {outcome['peak_mb'] / 1024:.1f} GB"
+        figures = f"{outcome['longest']:.0f} | {outcome.get('largest_mb', outcome['peak_mb']) / 1024:.1f} GB"
         if outcome["status"] == "skipped":
             figures = "skipped | –"
         cost.append(f"| [{book.title}](notebooks/{book.path.name}) | {figures} |")

@@ -225,12 +225,13 @@ def test_what_a_run_cost_survives_a_failure(project):
     settings, book = settings_of(project), books_of(project)[0]
     pipeline.run([book], settings)
     cost = settings.stamp(book).with_suffix(".cost.json")
-    cost.write_text(json.dumps(json.loads(cost.read_text()) | {"longest": 500.0}))
+    cost.write_text(json.dumps(json.loads(cost.read_text()) | {"longest": 500.0, "largest_mb": 70000}))
     (project / "table.txt").unlink()  # so that it has to run
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "run_papermill", lambda *arguments: "ValueError: no")
         assert pipeline.run([book], settings)["01_first"]["status"] == "failed"
-    assert pipeline.run([book], settings)["01_first"]["longest"] == 500
+    again = pipeline.run([book], settings)["01_first"]
+    assert (again["longest"], again["largest_mb"]) == (500, 70000) and again["seconds"] < 500 and again["peak_mb"] < 70000
 
 
 def test_second_run_is_locked_out(tmp_path):
@@ -388,7 +389,9 @@ def test_what_was_not_run_keeps_what_was_published(publishable):
     assert (results / "networks.json").read_text() == nets
     readme = (publishable.project / "README.md").read_text()
     seconds = published["notebooks"]["01_first"]["longest"]
-    assert f"[01 · On first](notebooks/01_first.ipynb) | {seconds:.0f} |" in readme and "02 · On second" in readme
+    size = published["notebooks"]["01_first"]["largest_mb"] / 1024
+    assert f"[01 · On first](notebooks/01_first.ipynb) | {seconds:.0f} | {size:.1f} GB |" in readme
+    assert "02 · On second" in readme
 
 
 def test_card_of_a_model_that_was_not_trained_here_is_the_published_one_if_results_agree():
