@@ -235,7 +235,7 @@ def execute(book: Notebook, values: dict, settings: Settings) -> dict:
         log.unlink(missing_ok=True)
     outcome = {"status": "failed" if fault else "run", "reason": fault, "cells": watch.cells,
                "seconds": round(watch.seconds(), 1), "peak_mb": round(watch.peak / 2**20)}
-    # what is found in the cache makes a run shorter and smaller: the longest and the largest with these values are what they cost
+    # a run from the cache is shorter and smaller: what they cost is the longest and the largest with these values
     before = before if before.get("values") == record["values"] else {"seconds": 0}
     outcome["longest"] = max(outcome["seconds"], before.get("longest", before["seconds"]))
     outcome["largest_mb"] = max(outcome["peak_mb"], before.get("largest_mb", before.get("peak_mb", 0)))
