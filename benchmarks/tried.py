@@ -84,9 +84,12 @@ class Finer:
         model = make_pipeline(StandardScaler(), ShrunkLDA(0.35))
         model.fit(rows.inputs, rows.classes * n + [self.finer[i] for i in rows.ids])
         emotion_of = np.eye(n_classes)[model.classes_ // n]
-        own = emotion_of / emotion_of.sum(axis=0)  # as likely, however many classes an emotion has
-        return {part: model.predict_proba(inputs) @ own / (model.predict_proba(inputs) @ own).sum(axis=1, keepdims=True)
-                for part, inputs in (("valid", valid.inputs), ("test", test))} | {"steps": {"fit": ["train"]}, "notes": {}}
+
+        def answer(inputs):
+            summed = model.predict_proba(inputs) @ (emotion_of / emotion_of.sum(axis=0))  # as likely, however many classes
+            return summed / summed.sum(axis=1, keepdims=True)
+
+        return {"valid": answer(valid.inputs), "test": answer(test), "steps": {"fit": ["train"]}, "notes": {}}
 
 
 @dataclass(frozen=True)
@@ -254,11 +257,10 @@ class Trials:
         self.published("CNN, levelled clips", FIRST, "cnn_levelled")
         self.network("CNN, levelled clips, with voices", "CNN, levelled clips", PICTURE, CNN, shift=8)
         self.product("kept × kept, levelled clips", KEPT, [KEPT, "kept, levelled clips"])
-        three = "kept × kept, levelled clips × DNN, with voices"
-        self.product(three, "kept × kept, levelled clips", [KEPT, "kept, levelled clips", "DNN, with voices"])
-        self.product(f"{three} × GRU", three, [KEPT, "kept, levelled clips", "DNN, with voices", "GRU, levelled clips"])
-        self.product(f"{three} × GRU, with voices", f"{three} × GRU",
-                     [KEPT, "kept, levelled clips", "DNN, with voices", "GRU, levelled clips, with voices"])
+        three, members = "kept × kept, levelled clips × DNN, with voices", [KEPT, "kept, levelled clips", "DNN, with voices"]
+        self.product(three, "kept × kept, levelled clips", members)
+        self.product(f"{three} × GRU", three, [*members, "GRU, levelled clips"])
+        self.product(f"{three} × GRU, with voices", f"{three} × GRU", [*members, "GRU, levelled clips, with voices"])
         self.product("kept × kept, logistic regression", KEPT, [KEPT, "kept, logistic regression"])
         if (theirs := compare(self.utterances)) is not None:
             self.add(f"ComParE 2016 ({theirs.shape[1]}) in place of the functionals ({plain.shape[1]})", FIRST, theirs, lda)
@@ -286,15 +288,20 @@ class Trials:
                 return features.normalise_by_speaker(array, self.speakers) if known else array.astype(np.float32)
 
             ours, own = prepared(values), [prepared(copy) for copy in copies]
-            asked = [ours, *({fold: np.where(self.is_valid(fold), copy, ours) for fold in self.folds["fold"].unique()}
-                             for copy in own if played)]
-            tables = [experiment.cross_validate(model, inputs, self.ids, self.folds, variant, n_jobs=-1,
-                                                copies=np.stack(own, axis=1) if own else None)[0].query("role == 'valid'")
-                      for inputs in asked]
-            base, stack = ensemble.aligned(dict(enumerate(tables)))
-            # the clip as it is counts as much as all its copies together
-            weights = np.array([0.5, *[0.5 / len(own)] * (len(asked) - 1)]) if played else np.ones(1)
-            found[variant] = ensemble.with_probabilities(base, ensemble.pool(stack, weights)) if played else tables[0]
+            changed = np.stack(own, axis=1) if own else None
+
+            def answered(inputs, variant=variant, changed=changed):
+                table, _ = experiment.cross_validate(model, inputs, self.ids, self.folds, variant, n_jobs=-1, copies=changed)
+                return table[table["role"] == "valid"]
+
+            found[variant] = answered(ours)
+            if played:
+                others = [answered({fold: np.where(self.is_valid(fold), copy, ours) for fold in self.folds["fold"].unique()})
+                          for copy in own]
+                base, stack = ensemble.aligned(dict(enumerate([found[variant], *others])))
+                # the clip as it is counts as much as all its copies together
+                weights = np.array([1, *[1 / len(own)] * len(own)]) / 2
+                found[variant] = ensemble.with_probabilities(base, ensemble.pool(stack, weights))
         self.note(name, against, found, time.perf_counter() - start)
 
     def is_valid(self, fold: int) -> np.ndarray:
