@@ -23,7 +23,9 @@ LARGEST_MODEL = 5e6  # bytes; whoever clones the project gets it
 def publish(books: list[Notebook], outcomes: dict[str, dict], settings: Settings) -> None:
     """Copy what this run made to where it is committed: notebooks, figures, predictions, the tables of README.
 
-    What is there of notebooks that were not run here stays, and so do their parts of the tables.
+    What is there of notebooks that were not run here stays, and so do their parts of the tables. Of another corpus than the
+    one that the notebooks show (the default of their ``CORPUS``), only predictions and the table of results are copied; that
+    table goes between the marks in README that bear the corpus's name.
 
     Raises
     ------
@@ -32,6 +34,8 @@ def publish(books: list[Notebook], outcomes: dict[str, dict], settings: Settings
     """
     import nbformat
 
+    aside = any(book.parameters["CORPUS"] != settings.corpus for book in books)
+    free = {"DEVICE", "CORPUS", "ALLOW_INCOMPLETE"} if aside else {"DEVICE"}  # what is to be seen in no result, or in its card
     ready, faults = {}, []
     for book in books:
         status = outcomes[book.name]["status"]
@@ -42,7 +46,7 @@ def publish(books: list[Notebook], outcomes: dict[str, dict], settings: Settings
         used = read_json(settings.stamp(book))["values"]
         faults += [f"{book.name}: {name} was {used[name]!r}, its default is {default!r}"
                    for name, default in json.loads(json.dumps(book.parameters)).items()
-                   if name != "DEVICE" and used[name] != default]
+                   if name not in free and used[name] != default]
         ready[book.path] = nbformat.read(book.path, 4)
         if not take_outputs(ready[book.path], nbformat.read(settings.executed(book), 4), settings):
             faults.append(f"{book.name}: its code is not the code that ran; run it again")
@@ -52,11 +56,15 @@ def publish(books: list[Notebook], outcomes: dict[str, dict], settings: Settings
     record = with_earlier(read_json(settings.reports / "run.json"), read_json(results / "run.json"))
     cards = with_earlier_cards(read_json(settings.policy_work / "cards.json"), read_json(results / "cards.json"))
     # first what may refuse
-    publish_model(settings.policy_work / "models/average_small", settings.project / "data/models" / settings.policy_work.name)
-    rewrite_readme(settings.project / "README.md", books, record["notebooks"], settings)
-    for path, notebook in ready.items():
-        write(path, nbformat.writes(notebook) + "\n")
-        mirror(settings.work / "figures", settings.project / "figures", f"{path.name[:2]}_*.png")
+    if aside:
+        rewrite_readme(settings.project / "README.md", {settings.corpus: results_lines(settings.policy_work / "results.csv")})
+    else:
+        publish_model(settings.policy_work / "models/average_small",
+                      settings.project / "data/models" / settings.policy_work.name)
+        rewrite_readme(settings.project / "README.md", readme_blocks(books, record["notebooks"], settings))
+        for path, notebook in ready.items():
+            write(path, nbformat.writes(notebook) + "\n")
+            mirror(settings.work / "figures", settings.project / "figures", f"{path.name[:2]}_*.png")
     for source, target in results_of(books, settings).items():
         write(settings.project / "data/results" / target, source.read_bytes())
     write(results / "run.json", json.dumps(record, indent=1))
@@ -248,8 +256,8 @@ def without_places(text: str, settings: Settings) -> str:
     return re.sub(r"[\w/.~-]*/ipykernel_\d+/\d+\.py", "cell", text)
 
 
-def rewrite_readme(readme: Path, books: list[Notebook], outcomes: dict[str, dict], settings: Settings) -> None:
-    """Write the results and the cost of the published run between their marks in README.
+def readme_blocks(books: list[Notebook], outcomes: dict[str, dict], settings: Settings) -> dict[str, list[str]]:
+    """Return what README says of the published run: the results and the cost, by the name of the marks they stand between.
 
     Results of other corpora than the run's own go into a block of their own.
     """
@@ -261,7 +269,6 @@ def rewrite_readme(readme: Path, books: list[Notebook], outcomes: dict[str, dict
             figures = "skipped | –"
         cost.append(f"| [{book.title}](notebooks/{book.path.name}) | {figures} |")
     cost += ["", f"The longest run of each, on: {device_name(settings.device)}. With its folds stored, a run takes seconds."]
-    text = readme.read_text(encoding="utf-8")
     blocks = {"results": results_lines(settings.policy_work / "results.csv"),
               "comparisons": comparison_lines(settings.policy_work), "cost": cost}
     for path, target in results_of(books, settings).items():
@@ -269,6 +276,12 @@ def rewrite_readme(readme: Path, books: list[Notebook], outcomes: dict[str, dict
             blocks[target.parts[0]] = results_lines(path)
         elif target.name == "faults.csv":
             blocks["faults"] = fault_lines(path)
+    return blocks
+
+
+def rewrite_readme(readme: Path, blocks: dict[str, list[str]]) -> None:
+    """Write lines between the marks of their names in README; what is outside of the marks stays."""
+    text = readme.read_text(encoding="utf-8")
     for block, lines in blocks.items():
         before, begin, rest = text.partition(f"<!-- {block}:begin -->\n")
         _, end, after = rest.partition(f"<!-- {block}:end -->")

@@ -374,6 +374,28 @@ def test_published_files_and_readme(publishable):
     assert "[01 · On first](notebooks/01_first.ipynb)" in readme and readme.endswith("<!-- cost:end -->\nc")
 
 
+def test_another_corpus_than_the_notebooks_show_leaves_predictions_and_a_table_of_its_own(publishable):
+    notebook = run_and_publish(publishable)
+    readme = (publishable.project / "README.md").read_text()
+    folds = make_folds(make_utterances(10, 4), n_folds=5)
+    other = replace(publishable, corpus="talk", work=publishable.work.parent / "talk", policy="", default_policy="seven",
+                    allow_incomplete=True)
+    tables.write_table(folds, other.policy_work / "folds.csv", "folds", notebook="test")
+    with pytest.raises(notebooks.Refused, match="no lines <!-- talk:begin -->"):
+        (publishable.project / "README.md").write_text(readme.replace("talk:", "chat:"))
+        run_and_publish(other)
+    assert not (publishable.project / "data/results/talk/seven/folds.csv").exists()
+    (publishable.project / "README.md").write_text(readme.replace("of words", "of an earlier run"))
+    assert run_and_publish(other) == notebook, "notebooks stay those of their own corpus"
+    talk = publishable.project / "data/results/talk/seven"
+    assert {"folds.csv", "results.csv", "words.parquet"} <= {path.name for path in talk.iterdir()}
+    assert not (publishable.project / "data/models/seven").exists()
+    assert (publishable.project / "README.md").read_text() == readme
+    (publishable.project / "helpers/profiles/full.yaml").write_text("'01': {EPOCHS: 1}")
+    with pytest.raises(notebooks.Refused, match="01_first: EPOCHS was 1, its default is 5"):
+        run_and_publish(other)
+
+
 def test_what_was_not_run_keeps_what_was_published(publishable):
     results = publishable.project / "data/results/demo/four"
     first = run_and_publish(publishable)
