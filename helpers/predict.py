@@ -325,7 +325,8 @@ def read_signal(recording: str | Path | np.ndarray, sampling_rate: int | None = 
     Raises
     ------
     ValueError
-        If it can't be decoded, or is shorter than ``audio.MIN_DURATION_S``, longer than `longest_s`, or silent.
+        If it can't be decoded, or is shorter than ``audio.MIN_DURATION_S``, longer than `longest_s`, silent, or louder than any
+        recording.
     """
     if isinstance(recording, np.ndarray):
         signal, name = _mono(recording, sampling_rate), "the recording"
@@ -336,6 +337,9 @@ def read_signal(recording: str | Path | np.ndarray, sampling_rate: int | None = 
     if not audio.MIN_DURATION_S <= seconds <= longest_s:
         raise ValueError(f"{name} is {seconds:.2f} s long; expected {audio.MIN_DURATION_S} to {longest_s:.0f} s"
                          + (LONGER if seconds > longest_s else ""))
+    if not (peak := np.abs(signal).max()) <= LOUDEST:  # a damaged file of floats; resampled, it may hold NaN
+        raise ValueError(f"{name} goes up to {peak:.3g} times full scale; expected floats of full scale ±1, and no more than "
+                         f"{LOUDEST:.0f} times that: is it damaged?")
     if 20 * np.log10(audio.frame_rms(signal).max() + 1e-10) < audio.SILENT_DBFS:
         raise ValueError(f"{name} is silent (nothing above {audio.SILENT_DBFS:.0f} dBFS)")
     return signal
@@ -352,10 +356,11 @@ def _mono(samples: np.ndarray, sampling_rate: int | None) -> np.ndarray:
     if samples.dtype.kind in "iu":
         middle, half = (128, 128) if samples.dtype == np.uint8 else (0, np.iinfo(samples.dtype).max + 1.0)
         signal = (signal - middle) / half
-    if not (np.abs(signal) <= LOUDEST).all():
-        raise ValueError(f"samples of shape {samples.shape} hold {int((~np.isfinite(signal)).sum())} NaN or infinite values, "
-                         f"or go beyond {LOUDEST:.0f} times full scale: expected floats of full scale ±1")
-    signal = signal.astype(np.float32)
+    with np.errstate(over="ignore"):  # doubles that are too large for floats count as infinite
+        signal = signal.astype(np.float32)
+    if not np.isfinite(signal).all():
+        raise ValueError(f"samples of shape {samples.shape} hold {int((~np.isfinite(signal)).sum())} NaN or infinite values: "
+                         "expected floats of full scale ±1")
     if sampling_rate != audio.SAMPLING_RATE and len(signal):
         signal = soxr.resample(signal, sampling_rate, audio.SAMPLING_RATE).astype(np.float32)
     return signal

@@ -131,10 +131,19 @@ def test_what_is_unlike_the_training_recordings_is_said(model):
 @pytest.mark.parametrize(("samples", "said"), [
     (np.zeros(RATE, np.float32), "silent"), (np.ones(1, np.float32), "0.00 s long"), (np.empty(0, np.float32), "0.00 s long"),
     (np.full(RATE, np.nan, np.float32), "NaN or infinite"), (np.full(RATE, np.inf), "NaN or infinite"),
+    (np.full(RATE, 1e300), "NaN or infinite"), (voice(100) * 1e30, r"up to .*e\+29 times full scale"),
     (np.zeros((10, 10, 10), np.float32), r"shape \(10, 10, 10\)"), (voice(100, 70.0), "a timeline takes longer ones")])
 def test_samples_that_hold_no_utterance_are_refused(model, samples, said):
     with pytest.raises(ValueError, match=said):
         predict.predict(samples, model, RATE)
+
+
+def test_floats_that_are_no_level_of_any_recording_are_refused(tmp_path, model):
+    loud = write_audio(tmp_path / "loud.wav", voice(212) * 1e30, subtype="FLOAT")
+    with pytest.raises(ValueError, match=r"loud.wav goes up to .*e\+29 times full scale.*is it damaged\?"):
+        predict.predict(loud, model)
+    found = predict.predict(write_audio(tmp_path / "unscaled.wav", voice(212) * 900, subtype="FLOAT"), model)
+    assert found.emotion in EMOTIONS, "floats beside full scale are mended, as far as there are such"
 
 
 def test_rate_is_needed_and_must_be_one(model):
