@@ -337,7 +337,8 @@ def read_signal(recording: str | Path | np.ndarray, sampling_rate: int | None = 
     if not audio.MIN_DURATION_S <= seconds <= longest_s:
         raise ValueError(f"{name} is {seconds:.2f} s long; expected {audio.MIN_DURATION_S} to {longest_s:.0f} s"
                          + (LONGER if seconds > longest_s else ""))
-    if not (peak := np.abs(signal).max()) <= LOUDEST:  # a damaged file of floats; resampled, it may hold NaN
+    peak = max(signal.max(), -signal.min())  # no copy: hours of it are a gigabyte
+    if not peak <= LOUDEST:  # a damaged file of floats; resampled, it may hold NaN
         raise ValueError(f"{name} goes up to {peak:.3g} times full scale; expected floats of full scale ±1, and no more than "
                          f"{LOUDEST:.0f} times that: is it damaged?")
     if 20 * np.log10(audio.frame_rms(signal).max() + 1e-10) < audio.SILENT_DBFS:
