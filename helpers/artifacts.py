@@ -40,7 +40,8 @@ SAME_PROBABILITY = 1e-3  # of the probe; another processor or library rounds oth
 PACKAGES = ["numpy", "scipy", "scikit-learn", "torch", "librosa", "soxr", "skops", "safetensors"]
 NETWORKS = ("DNN", "MelCNN", "MelResNet", "AlexNet1D", "ResNet1D", "Recurrent", "Transformer", "ConvLSTM", "MeansConv")
 # what a pipeline of helpers.estimators is made of, besides what skops trusts by itself
-TRUSTED = ["sklearn.calibration._CalibratedClassifier", "sklearn.calibration._TemperatureScaling"]
+TRUSTED = ["sklearn.calibration._CalibratedClassifier", "sklearn.calibration._TemperatureScaling",
+           "helpers.estimators.ClippedScaler"]
 
 
 class Refused(ValueError):
@@ -184,12 +185,15 @@ class LinearPart:
     weights : np.ndarray [shape=(n_classes, n_columns)]
     bias : np.ndarray [shape=(n_classes,)]
         Of classes that training had no example of: -inf.
+    limit : np.ndarray [shape=()]
+        Scaled values beyond it, in either direction, count as it.
     """
 
     mean: np.ndarray
     scale: np.ndarray
     weights: np.ndarray
     bias: np.ndarray
+    limit: np.ndarray = field(default_factory=lambda: np.array(np.inf))
 
     def files(self, stem: str) -> dict[str, bytes]:
         return {f"{stem}.safetensors": _tensor_bytes(vars(self))}
@@ -203,15 +207,18 @@ class LinearPart:
         part = cls(**read_tensors(content))
         n = part.mean.size
         if not (part.mean.shape == part.scale.shape == (n,) and part.weights.shape == (n_classes, n)
-                and part.bias.shape == (n_classes,) and (part.scale > 0).all() and np.isfinite(part.bias).any()):
+                and part.bias.shape == (n_classes,) and (part.scale > 0).all() and np.isfinite(part.bias).any()
+                and part.limit.shape == () and part.limit > 0):
             raise Refused(f"its arrays are no linear classifier of {n_classes} emotions: mean {part.mean.shape}, scale "
-                          f"{part.scale.shape}, weights {part.weights.shape}, bias {part.bias.shape}")
+                          f"{part.scale.shape}, weights {part.weights.shape}, bias {part.bias.shape}, limit {part.limit}")
         return part
 
     def predictor(self, n_classes: int):
-        weights = self.weights.astype(np.float64) / self.scale
-        bias = self.bias - weights @ self.mean
-        return lambda inputs: softmax(inputs.astype(np.float64) @ weights.T + bias)
+        def predict(inputs: np.ndarray) -> np.ndarray:
+            scaled = np.clip((inputs.astype(np.float64) - self.mean) / self.scale, -self.limit, self.limit)
+            return softmax(scaled @ self.weights.T + self.bias)
+
+        return predict
 
 
 PartOfArtifact = NetworkPart | ClassicalPart | TreesPart | LinearPart

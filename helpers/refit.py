@@ -22,7 +22,7 @@ from helpers.artifacts import ClassicalPart, LinearPart, NetworkPart, PartOfArti
 from helpers.audit import read_records
 from helpers.cache import code, code_with_parts, fetch, recipe_hash
 from helpers.corpora import emotion_order
-from helpers.estimators import Classical, fit_seeded, linear_head
+from helpers.estimators import Classical, ClippedScaler, fit_seeded, linear_head
 from helpers.experiment import Part
 from helpers.features import normalise_by_speaker
 from helpers.inputs import Input
@@ -271,15 +271,14 @@ def _linear(estimator: BaseEstimator, n_classes: int) -> LinearPart | None:
         sharpness, estimator = float(calibrated.calibrators[0].beta_), calibrated.estimator
     *before, last = _steps(estimator)
     if not (isinstance(last, (LogisticRegression, LinearDiscriminantAnalysis)) and len(last.classes_) > 2
-            and all(isinstance(step, StandardScaler) for step in before)):
+            and (not before or [type(step) for step in before] in ([StandardScaler], [ClippedScaler]))):
         return None
-    n = estimator.n_features_in_
-    mean, scale = (before[0].mean_, before[0].scale_) if before and isinstance(before[0], StandardScaler) else (
-        np.zeros(n), np.ones(n))
+    n = last.n_features_in_
     weights, bias = np.zeros((n_classes, n)), np.full(n_classes, -np.inf)
-    bias[last.classes_] = sharpness * estimator.decision_function(mean[None])[0]
-    weights[last.classes_] = sharpness * estimator.decision_function(mean + np.diag(scale)).T - bias[last.classes_, None]
-    return LinearPart(mean, scale, weights, bias)
+    weights[last.classes_], bias[last.classes_] = sharpness * last.coef_, sharpness * last.intercept_
+    if not before:
+        return LinearPart(np.zeros(n), np.ones(n), weights, bias)
+    return LinearPart(before[0].mean_, before[0].scale_, weights, bias, np.array(getattr(before[0], "limit", np.inf)))
 
 
 def usual_traits(utterances: pd.DataFrame, utterance_ids: pd.Series) -> dict[str, list[float]]:

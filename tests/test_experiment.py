@@ -3,12 +3,14 @@
 import ast
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import make_features, make_utterances
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.feature_selection import f_classif
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -118,6 +120,49 @@ def test_shrunk_discriminant_is_scikit_learns(n_classes, n_columns):
     found = estimators.ShrunkLDA(0.3).fit(inputs[order], classes[order])
     np.testing.assert_allclose(found.predict_proba(inputs), expected.predict_proba(inputs), atol=2e-3)
     assert (found.predict(inputs) == expected.predict(inputs)).mean() > 0.99
+
+
+@pytest.mark.parametrize("name", ["LDA", "logistic regression", "SVM", "MLP"])
+def test_a_column_that_hardly_varied_in_training_does_not_decide(name):
+    rng = np.random.default_rng(0)
+    speakers, classes = np.repeat([f"s{i}" for i in range(8)], 40), np.tile(np.arange(4), 80)
+    inputs = rng.normal(size=(320, 6)) + 3 * np.eye(6)[classes]
+    inputs[:, 5] = 1 - 1e-7 * (rng.random(320) < 0.1)  # a greatest value that is 1 for nearly everybody, but for rounding
+    unlike = np.isin(speakers, ["s6", "s7"])
+    inputs[unlike, 5] = 0.9 + 0.05 * rng.random(80)
+    model = estimators.classical_models(6, mlp_epochs=30, search=False)[name]
+    # the other speaker alone, who would be answered by that column; and beside one alike in training, on whom a temperature
+    # that is fitted on held-out speakers would make all answers flat
+    for known in ("s5", "s6"):
+        train, test = (Part(inputs[m].astype(np.float32), classes[m], speakers[m]) for m in (speakers <= known, speakers == "s7"))
+        found = estimators.fit_seeded(estimators.clone(model.estimator), train, 0).predict_proba(test.inputs)
+        right = found[np.arange(40), test.classes]
+        assert np.mean(found.argmax(axis=1) == test.classes) > 0.5 and -np.log(right).mean() < 1, (known, right)
+
+
+def test_clipped_scaler_is_scikit_learns_within_its_limit():
+    values = np.random.default_rng(0).normal(3, 2, size=(300, 5))
+    expected = StandardScaler().fit(values)
+    found = estimators.ClippedScaler(2).fit(values)
+    far = values * 10
+    np.testing.assert_array_equal(found.transform(far), expected.transform(far).clip(-2, 2))
+    assert (far == values * 10).all(), "the rows that were given stay as they were"
+    assert np.abs(estimators.ClippedScaler().fit(values).transform(far)).max() == 5
+
+
+def test_anova_finds_no_noise_in_columns_that_hardly_vary():
+    rng, classes = np.random.default_rng(0), np.arange(300) % 3
+    values = rng.normal(size=(300, 4)).astype(np.float32)
+    values[:, 0] += classes
+    values[:, 1] = 1
+    values[7, 1] -= 1e-7
+    values[:, 2] = (1 - 1e-6 * (classes == 1)).astype(np.float32)
+    values[5, 2] = 1 - 3e-6
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found, p = estimators.anova(values, classes)
+    assert np.isfinite(found).all() and found[2] > 30 and found[1] < 2 and p[1] > 0.3
+    np.testing.assert_allclose(found[[0, 3]], f_classif(values[:, [0, 3]].astype(float), classes)[0], rtol=1e-9)
 
 
 def test_an_interrupted_run_continues(setup, counting, monkeypatch):

@@ -56,7 +56,9 @@ def test_scaling_discriminant_and_temperature_are_one_linear_model(corpus):
     model = estimators.fit_seeded(models["LDA"].estimator, wide, 0)
     part = refit.part_of(model, 4)
     assert isinstance(part, artifacts.LinearPart)
-    np.testing.assert_allclose(part.predictor(4)(wide.inputs), model.predict_proba(wide.inputs), atol=1e-6)
+    far = wide.inputs + 1e4  # beyond what the scaler lets through
+    for inputs in (wide.inputs, far):
+        np.testing.assert_allclose(part.predictor(4)(inputs), model.predict_proba(inputs), atol=1e-6)
     svm = estimators.fit_seeded(models["SVM"].estimator, wide, 0)
     assert isinstance(refit.part_of(svm, 4), artifacts.ClassicalPart), "its kernel is not linear"
 
