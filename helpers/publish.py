@@ -116,7 +116,7 @@ def publish_model(source: Path, target: Path) -> None:
 def results_of(books: list[Notebook], settings: Settings) -> dict[Path, Path]:
     """Return which tables are published, and where to, below ``data/results``: what the notebooks say they wrote last.
 
-    Predictions, runs to compare, folds, results with their cards, and what evaluation they rest on; of another corpus, too, if
+    Predictions, runs to compare, folds, results, and what evaluation they rest on; of another corpus, too, if
     a notebook has results of one.
     """
     found = {}
@@ -124,7 +124,7 @@ def results_of(books: list[Notebook], settings: Settings) -> dict[Path, Path]:
         if path.is_relative_to(settings.work.parent):
             corpus, *place = path.relative_to(settings.work.parent).parts
             match place:
-                case [policy, "folds.csv" | "results.csv" | "cards.json" as name]:
+                case [policy, "folds.csv" | "results.csv" as name]:
                     found[path] = Path(corpus, policy, name)
                 case [policy, "predictions", name] if name.endswith(".parquet"):
                     found[path] = Path(corpus, policy, name)
