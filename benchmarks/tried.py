@@ -3,7 +3,8 @@
 Every configuration is fitted on a fold's train speakers and judged on its valid speakers, who are another four in every fold;
 nobody looks at test here, but in the last row, which is what was published in the end. A difference is in pairs, on the same
 clips, against the configuration named beside it, with a 95 % interval over speakers. A change would be kept where one variant's
-whole interval is above zero and the other's mean, if it is there, is not below.
+whole interval is above zero and the other's mean, if it is there, is not below. (In other corpora folds may share valid
+speakers; an interval draws a speaker with all answers about them.)
 
 One classifier judges features: linear discriminant analysis with a fixed shrinkage. openSMILE's ComParE 2016 functionals are
 measured with the same classifier where it is installed (``pip install --group benchmark``; its licence is non-commercial).
@@ -377,8 +378,9 @@ class Trials:
             difference = {} if other is None else metrics.paired_difference(found[variant], other, self.speaker_of)
             row |= {f"{key}{tail}": difference.get(key, np.nan) for key in ("difference", "low", "high")}
         gained = (row["low"] > 0 and not row["difference_n"] < 0) or (row["low_n"] > 0 and not row["difference"] < 0)
-        adopted = name in ADOPTED or name.endswith(CLIPPED)
-        self.rows.append(row | {"seconds": seconds, "kept": "yes" if adopted else "would be" if gained else "no"})
+        kept = ("yes" if name in ADOPTED else "for its likelihood" if name.endswith(CLIPPED) else "" if not against else
+                "would be" if gained else "no")
+        self.rows.append(row | {"seconds": seconds, "kept": kept})
         print(lines(pd.DataFrame(self.rows[-1:]))[-1], flush=True)
 
 

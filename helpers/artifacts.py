@@ -41,7 +41,7 @@ PACKAGES = ["numpy", "scipy", "scikit-learn", "torch", "librosa", "soxr", "skops
 NETWORKS = ("DNN", "MelCNN", "MelResNet", "AlexNet1D", "ResNet1D", "Recurrent", "Transformer", "ConvLSTM", "MeansConv")
 # what a pipeline of helpers.estimators is made of, besides what skops trusts by itself
 TRUSTED = ["sklearn.calibration._CalibratedClassifier", "sklearn.calibration._TemperatureScaling",
-           "helpers.estimators.ClippedScaler"]
+           "helpers.estimators.ClippedScaler", "helpers.estimators.ShrunkLDA"]
 
 
 class Refused(ValueError):

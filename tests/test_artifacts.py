@@ -88,6 +88,32 @@ def test_pipelines_answer_as_they_did_in_memory_in_both_variants(tmp_path, speec
     assert np.abs(loaded.probabilities(speech, enrolment=speech[:3]) - fit[1].predict_proba(known)).max() < 1e-5
 
 
+@pytest.mark.parametrize("name", ["LDA", "logistic regression"])
+def test_models_of_two_emotions_are_loaded_again(tmp_path, speech, name):
+    rng, classes = np.random.default_rng(0), np.tile([0, 1], 30)
+    values = (rng.normal(size=(60, 5)) + classes[:, None]).astype(np.float32)
+    model = estimators.classical_models(5, search=False)[name].estimator
+    model = estimators.fit_seeded(model, Part(values, classes, np.repeat(["a", "b", "c"], 20)), 0)
+    some = Input("functionals", {"columns": list(features.functionals(speech[0]))[:5]})
+    about = ABOUT | {"emotions": EMOTIONS[:2]}
+    loaded = artifacts.load(artifacts.save(tmp_path / "model", {"inductive": refit.part_of(model, 2)}, some, about))
+    expected = model.predict_proba(np.stack([some(signal) for signal in speech]))
+    np.testing.assert_allclose(loaded.probabilities(speech), expected, atol=1e-5)
+
+
+def test_linear_models_from_before_values_were_clipped_answer_and_nonsense_is_refused():
+    arrays = {"mean": np.zeros(2), "scale": np.ones(2), "weights": np.array([[1.0, 0], [0, 1], [0, 0]]), "bias": np.zeros(3)}
+
+    def read(limit):
+        part = artifacts.LinearPart.read({}, {"": artifacts._tensor_bytes(arrays | limit)}, 3)
+        return part.predictor(3)(np.array([[40.0, 0]]))
+
+    assert read({})[0, 0] > 1 - 1e-12 and read({"limit": np.array(2.0)})[0, 0] == pytest.approx(np.exp(2) / (np.exp(2) + 2))
+    for limit in (np.array(-1.0), np.array(np.nan), np.ones(2)):
+        with pytest.raises(artifacts.Refused, match="no linear classifier"):
+            read({"limit": limit})
+
+
 def test_inputs_are_those_of_training(speech):
     assert Input("functionals")(speech[0]).tolist() == pytest.approx(list(features.functionals(speech[0]).values()), rel=1e-6)
     assert (IMAGE(speech[0]) == spectrograms.padded_image(speech[0], 64)).all()

@@ -134,7 +134,8 @@ def test_a_column_that_hardly_varied_in_training_does_not_decide(name):
     # the other speaker alone, who would be answered by that column; and beside one alike in training, on whom a temperature
     # that is fitted on held-out speakers would make all answers flat
     for known in ("s5", "s6"):
-        train, test = (Part(inputs[m].astype(np.float32), classes[m], speakers[m]) for m in (speakers <= known, speakers == "s7"))
+        rows = (speakers <= known, speakers == "s7")
+        train, test = (Part(inputs[m].astype(np.float32), classes[m], speakers[m]) for m in rows)
         found = estimators.fit_seeded(estimators.clone(model.estimator), train, 0).predict_proba(test.inputs)
         right = found[np.arange(40), test.classes]
         assert np.mean(found.argmax(axis=1) == test.classes) > 0.5 and -np.log(right).mean() < 1, (known, right)
