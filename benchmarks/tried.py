@@ -28,7 +28,7 @@ from scipy.stats import norm
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.covariance import shrunk_covariance
-from sklearn.feature_selection import SelectKBest, f_classif
+from sklearn.feature_selection import SelectKBest, VarianceThreshold
 from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
@@ -51,7 +51,7 @@ from helpers import (
     training,
 )
 from helpers.cache import code
-from helpers.estimators import Classical, ShrunkLDA, classical_models
+from helpers.estimators import Classical, ShrunkLDA, anova, classical_models
 from helpers.inputs import Input
 from helpers.parallel import over_clips
 
@@ -245,7 +245,8 @@ class Trials:
         for name, values in more_functionals(self.utterances).items():
             self.add(f"{name} ({values.shape[1]}) beside", FIRST, np.concatenate([plain, values], axis=1), lda)
         for k in (500, 1000):
-            self.add(f"the best {k} columns", FIRST, plain, lda, before=SelectKBest(f_classif, k=k))
+            best = make_pipeline(VarianceThreshold(), SelectKBest(anova, k=k))
+            self.add(f"the best {k} columns", FIRST, plain, lda, before=best)
         self.add("ranks in place of values", FIRST, plain, lda, before=Ranks())
         self.add("logistic regression", FIRST, plain, logistic())
         self.add("SVM, RBF kernel", FIRST, plain, svm(plain.shape[1]))

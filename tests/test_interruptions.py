@@ -30,6 +30,16 @@ def stored(work: Path) -> dict[str, tuple[int, int]]:
             for path in (work / "cache").rglob("*.npz") if not path.name.startswith(".")}
 
 
+@pytest.fixture(scope="module")
+def whole(project, tmp_path_factory) -> tuple[Path, float]:
+    """The work folder of a run that nothing disturbs, and how many seconds it took."""
+    work = tmp_path_factory.mktemp("whole")
+    done, seconds = run_all(project, *ONLY, SER_WORK=str(work))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    shutil.rmtree(project / "reports")
+    return work, seconds
+
+
 def start(project: Path, log: Path, *options: str, **variables: str) -> subprocess.Popen:
     with open(log, "w", encoding="utf-8") as handle:
         return subprocess.Popen([sys.executable, "-m", "helpers.pipeline", *options], cwd=project, stdout=handle,
@@ -37,11 +47,8 @@ def start(project: Path, log: Path, *options: str, **variables: str) -> subproce
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_the_results_are_the_same_and_nothing_is_computed_twice(project, tmp_path):
-    done, seconds = run_all(project, *ONLY, SER_WORK=str(tmp_path / "whole"))
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    shutil.rmtree(project / "reports")
-
+def test_killed_at_random_moments_the_results_are_the_same_and_nothing_is_computed_twice(project, whole, tmp_path):
+    undisturbed, seconds = whole
     seed = int.from_bytes(os.urandom(4))
     moments = 8 + np.random.default_rng(seed).dirichlet(np.ones(KILLS)) * 0.6 * seconds  # 8 s until anything happens
     work, log, before, finished, kills = tmp_path / "killed", tmp_path / "log", {}, set(), 0
@@ -64,9 +71,9 @@ def test_killed_at_random_moments_the_results_are_the_same_and_nothing_is_comput
     print(f"killed {kills} times (seed {seed})")
     assert kills >= KILLS / 2, f"it was too quick to be killed {KILLS} times (seed {seed})"
     assert process.returncode == 0, log.read_text()
-    results = [next((tmp_path / name / "demo").glob("*/results.csv")).read_bytes() for name in ("whole", "killed")]
+    results = [next((place / "demo").glob("*/results.csv")).read_bytes() for place in (undisturbed, work)]
     assert results[0] == results[1] and len(results[0]) > 1000, f"seed {seed}"
-    there, expected = ({name for name in stored(place) if "/fingerprints/" not in name} for place in (work, tmp_path / "whole"))
+    there, expected = ({name for name in stored(place) if "/fingerprints/" not in name} for place in (work, undisturbed))
     assert there == expected, "the same folds and features, no others (05 listens to clips that it makes anew each time)"
 
 
@@ -112,7 +119,7 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.slow
-def test_full_disk_is_told_and_the_run_goes_on_when_there_is_space(project, small_disk, tmp_path):
+def test_full_disk_is_told_and_the_run_goes_on_when_there_is_space(project, whole, small_disk):
     variables = {"SER_WORK": str(small_disk)}
     full, _ = run_all(project, "--only", "02,03", **variables)
     said = full.stdout + full.stderr
@@ -121,10 +128,8 @@ def test_full_disk_is_told_and_the_run_goes_on_when_there_is_space(project, smal
     subprocess.run(["mount", "-o", "remount,size=200m", small_disk], check=True)
     done, _ = run_all(project, "--only", "02,03", **variables)
     assert done.returncode == 0 and re.search(r"02_\w+ +fresh", done.stdout), done.stdout + done.stderr
-    whole, _ = run_all(project, "--only", "02,03", SER_WORK=str(tmp_path / "whole"))
-    assert whole.returncode == 0
     for name in ("utterances", "functionals", "descriptors"):
-        assert (small_disk / f"demo/{name}.parquet").read_bytes() == (tmp_path / f"whole/demo/{name}.parquet").read_bytes()
+        assert (small_disk / f"demo/{name}.parquet").read_bytes() == (whole[0] / f"demo/{name}.parquet").read_bytes()
 
 
 @pytest.mark.slow

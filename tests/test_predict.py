@@ -228,7 +228,8 @@ def test_command_answers_files_and_folders(tmp_path, model, clip):
     assert "can't be decoded" in answers["broken.wav"]["error"]
     called = json.loads(command(clip, "--model", model, "--timeline", "--json").stdout)
     assert called["file"] == str(clip) and [w["emotion"] for w in called["windows"]] in ([], ["sad"]), "a tone may be no speech"
-    assert command(clip, "--model", tmp_path).returncode == 2 and "card.json" in command(clip, "--model", tmp_path).stderr
+    refused = command(clip, "--model", tmp_path)
+    assert refused.returncode == 2 and "card.json" in refused.stderr
     assert command(clip, "--model", model, "--only", "bored").returncode == 2
 
 
