@@ -177,7 +177,8 @@ def main() -> int:
         trials.clipping()
         print(f"\n{options.corpus}, valid speakers, mean negative log-likelihood in nats:\n")
         for name, found in trials.done.items():
-            print(f"{name:<75}", *(f"{variant} {likelihood(table):.3f}  " for variant, table in found.items()))
+            nats = {variant: metrics.negative_log_likelihood(table) for variant, table in found.items()}
+            print(f"{name:<75}", *(f"{variant} {value:.3f}  " for variant, value in nats.items()))
         return 0
     rows = pd.DataFrame([*trials.run(), final(place, folds)])
     if options.write:
@@ -185,12 +186,6 @@ def main() -> int:
     print(f"\n{options.corpus}: UAR on valid speakers in %, differences in points [95 % interval over speakers]\n")
     print("\n".join(lines(rows)))
     return 0
-
-
-def likelihood(table: pd.DataFrame) -> float:
-    """Return the mean negative log-likelihood in nats."""
-    probability, _ = metrics.probabilities(table)
-    return -np.log(probability[np.arange(len(table)), metrics.truth_column(table)].clip(1e-9)).mean()
 
 
 def final(place: Path, folds: pd.DataFrame) -> dict:

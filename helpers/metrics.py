@@ -80,7 +80,6 @@ def evaluate(predictions: pd.DataFrame, speakers: pd.Series, seed: int = 0) -> d
     """
     _check_rows(predictions)
     counts = confusion(predictions).to_numpy(float)
-    probability, _ = probabilities(predictions)
     low, high = _interval(_bootstrap_uar(_speaker_confusions(predictions, speakers), seed))
     return {
         "n": len(predictions), "uar": uar(predictions), "uar_low": low, "uar_high": high,
@@ -88,7 +87,7 @@ def evaluate(predictions: pd.DataFrame, speakers: pd.Series, seed: int = 0) -> d
         "wa": counts.diagonal().sum() / counts.sum(), "macro_f1": float(np.nanmean(_f1(counts))),
         "weighted_f1": weighted_f1(predictions),
         "ece": expected_calibration_error(predictions),
-        "nll": float(-np.log(probability[np.arange(len(probability)), truth_column(predictions)].clip(1e-9)).mean()),
+        "nll": negative_log_likelihood(predictions),
     }
 
 
@@ -111,6 +110,12 @@ def expected_calibration_error(predictions: pd.DataFrame, n_bins: int = 15) -> f
     """Mean distance between confidence and accuracy over equal-width bins of confidence (Guo et al., ICML 2017)."""
     bins = confidence_bins(predictions, n_bins)
     return float(np.sum((bins["accuracy"] - bins["confidence"]).abs() * (bins["n"] / len(predictions))))
+
+
+def negative_log_likelihood(predictions: pd.DataFrame) -> float:
+    """Mean negative logarithm of the probability that the true emotion was given, in nats."""
+    probability, _ = probabilities(predictions)
+    return float(-np.log(probability[np.arange(len(probability)), truth_column(predictions)].clip(1e-9)).mean())
 
 
 def confidence_bins(predictions: pd.DataFrame, n_bins: int = 15) -> pd.DataFrame:

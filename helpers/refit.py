@@ -270,9 +270,8 @@ def _linear(estimator: BaseEstimator, n_classes: int) -> LinearPart | None:
             return None
         sharpness, estimator = float(calibrated.calibrators[0].beta_), calibrated.estimator
     *before, last = _steps(estimator)
-    if not (isinstance(last, (LogisticRegression, LinearDiscriminantAnalysis)) and len(last.classes_) > 2
-            and (not before or [type(step) for step in before] in ([StandardScaler], [ClippedScaler]))
-            and all(step.with_mean and step.with_std for step in before)):
+    if not (isinstance(last, (LogisticRegression, LinearDiscriminantAnalysis)) and len(last.classes_) > 2 and len(before) <= 1
+            and all(type(step) in (StandardScaler, ClippedScaler) and step.with_mean and step.with_std for step in before)):
         return None
     n = last.n_features_in_
     weights, bias = np.zeros((n_classes, n)), np.full(n_classes, -np.inf)
