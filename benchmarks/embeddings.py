@@ -35,16 +35,24 @@ def main() -> None:
     device = training.find_device(options.device)
     with tempfile.TemporaryDirectory() as folder:
         name = options.encoder or base_size(folder)
-        encoders = {"float32": wav2vec2.SpeechEncoder(name).eval().to(device),
-                    "half precision": wav2vec2.SpeechEncoder(name).eval().to(device).halve()}
+        encoders = {
+            "float32": wav2vec2.SpeechEncoder(name).eval().to(device),
+            "half precision": wav2vec2.SpeechEncoder(name).eval().to(device).halve(),
+        }
     if encoders["half precision"].precision == encoders["float32"].precision:
         del encoders["half precision"]  # nothing to gain on this device
 
-    by_length = wav2vec2.by_length([*map(encoders["float32"].n_read, clips)], wav2vec2.BATCH_S[device.type])
+    by_length = wav2vec2.by_length(
+        [*map(encoders["float32"].n_read, clips)], wav2vec2.BATCH_S[device.type]
+    )
     roads = {"by length": by_length, "one clip at a time": [[i] for i in range(len(clips))]}
-    runs = {f"{road}, {precision}": lambda batches=batches, encoder=encoder:
-            [wav2vec2.pooled(encoder, [clips[i] for i in batch]) for batch in batches]
-            for precision, encoder in reversed(encoders.items()) for road, batches in roads.items()}
+    runs = {
+        f"{road}, {precision}": lambda batches=batches, encoder=encoder: [
+            wav2vec2.pooled(encoder, [clips[i] for i in batch]) for batch in batches
+        ]
+        for precision, encoder in reversed(encoders.items())
+        for road, batches in roads.items()
+    }
     seconds = timing.in_turns(runs, options.repeats)
     sys.exit(not timing.report(seconds, rows, {"one clip at a time, float32": REQUIRED}))
 

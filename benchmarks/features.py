@@ -51,47 +51,67 @@ def one_call_each(path: str, voicing: bool) -> np.ndarray:
     else:
         f0 = librosa.yin(y, **pitch)
     fine = librosa.power_to_db(librosa.feature.melspectrogram(y=y, sr=sr, n_mels=fe.n_mels, **stft))
-    curves = np.vstack([
-        f0,
-        librosa.power_to_db(librosa.feature.melspectrogram(y=y, sr=sr, n_mels=fe.n_bands, **stft)),
-        librosa.feature.mfcc(y=y, sr=sr, n_mfcc=fe.n_mfcc, n_mels=fe.n_mels, **stft),
-        librosa.feature.chroma_stft(y=y, sr=sr, **stft),
-        librosa.feature.spectral_contrast(y=y, sr=sr, fmin=100, **stft),  # the default's highest band is above 8 kHz
-        librosa.feature.spectral_centroid(y=y, sr=sr, **stft),
-        librosa.feature.spectral_bandwidth(y=y, sr=sr, **stft),
-        librosa.feature.spectral_rolloff(y=y, sr=sr, roll_percent=0.85, **stft),
-        librosa.feature.spectral_rolloff(y=y, sr=sr, roll_percent=0.01, **stft),
-        librosa.feature.spectral_flatness(y=y, **stft),
-        librosa.onset.onset_strength(y=y, sr=sr, **stft),
-        librosa.feature.zero_crossing_rate(y, **frames),
-        librosa.feature.rms(y=y, **frames),
-    ])
+    curves = np.vstack(
+        [
+            f0,
+            librosa.power_to_db(
+                librosa.feature.melspectrogram(y=y, sr=sr, n_mels=fe.n_bands, **stft)
+            ),
+            librosa.feature.mfcc(y=y, sr=sr, n_mfcc=fe.n_mfcc, n_mels=fe.n_mels, **stft),
+            librosa.feature.chroma_stft(y=y, sr=sr, **stft),
+            librosa.feature.spectral_contrast(
+                y=y, sr=sr, fmin=100, **stft
+            ),  # the default's highest band is above 8 kHz
+            librosa.feature.spectral_centroid(y=y, sr=sr, **stft),
+            librosa.feature.spectral_bandwidth(y=y, sr=sr, **stft),
+            librosa.feature.spectral_rolloff(y=y, sr=sr, roll_percent=0.85, **stft),
+            librosa.feature.spectral_rolloff(y=y, sr=sr, roll_percent=0.01, **stft),
+            librosa.feature.spectral_flatness(y=y, **stft),
+            librosa.onset.onset_strength(y=y, sr=sr, **stft),
+            librosa.feature.zero_crossing_rate(y, **frames),
+            librosa.feature.rms(y=y, **frames),
+        ]
+    )
     delta = librosa.feature.delta(curves, width=5, mode="nearest")
-    return np.concatenate([
-        fine.mean(axis=1), curves.mean(axis=1), curves.std(axis=1), curves.min(axis=1), curves.max(axis=1),
-        *np.percentile(curves, [5, 25, 50, 75, 95], axis=1),
-        np.abs(delta).mean(axis=1), delta.std(axis=1), *np.percentile(delta, [5, 95], axis=1),
-    ])
+    return np.concatenate(
+        [
+            fine.mean(axis=1),
+            curves.mean(axis=1),
+            curves.std(axis=1),
+            curves.min(axis=1),
+            curves.max(axis=1),
+            *np.percentile(curves, [5, 25, 50, 75, 95], axis=1),
+            np.abs(delta).mean(axis=1),
+            delta.std(axis=1),
+            *np.percentile(delta, [5, 95], axis=1),
+        ]
+    )
 
 
 def opensmile_road() -> Callable[[str], np.ndarray] | None:
     """Return a function that computes the 6,373 functionals of ComParE 2016, or None where openSMILE is not installed."""
     if (smile := timing.smile()) is None:
         return None
-    return lambda path: smile(audio.trim(audio.load(path), FRONT_END.trim_db), FRONT_END.sampling_rate)
+    return lambda path: smile(
+        audio.trim(audio.load(path), FRONT_END.trim_db), FRONT_END.sampling_rate
+    )
 
 
 def compare_speed(corpus: str, n_clips: int, repeats: int) -> bool:
     """Print the speeds; return whether the required ratios are met."""
     clips = timing.read_clips(corpus, n_clips)
-    roads = {"ours": ours,
-             "one librosa call each, YIN": lambda path: one_call_each(path, voicing=False),
-             "one librosa call each, pYIN": lambda path: one_call_each(path, voicing=True)}
+    roads = {
+        "ours": ours,
+        "one librosa call each, YIN": lambda path: one_call_each(path, voicing=False),
+        "one librosa call each, pYIN": lambda path: one_call_each(path, voicing=True),
+    }
     required = {"one librosa call each, pYIN": 5}
     if smile := opensmile_road():
         roads["openSMILE ComParE 2016"] = smile
         required["openSMILE ComParE 2016"] = 1
-    seconds = timing.in_turns({name: timing.over_clips(road, clips) for name, road in roads.items()}, repeats)
+    seconds = timing.in_turns(
+        {name: timing.over_clips(road, clips) for name, road in roads.items()}, repeats
+    )
     met = timing.report(seconds, clips, required)
     if not smile:
         print("openSMILE: not measured: pip install --group benchmark")
@@ -103,18 +123,26 @@ def compare_memory(corpus: str, n_clips: int) -> bool:
     print(f"{'clips':>8}{'peak, MB':>12}{'table, MB':>12}{'peak less table, MB':>22}")
     rest = []
     for repetitions in REPETITIONS:
-        with (tempfile.TemporaryDirectory() as folder,
-              # a fresh process, since a peak never falls again
-              ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process):
-            n, peak, table = process.submit(table_memory, corpus, n_clips, repetitions, folder).result()
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            # a fresh process, since a peak never falls again
+            ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process,
+        ):
+            n, peak, table = process.submit(
+                table_memory, corpus, n_clips, repetitions, folder
+            ).result()
         rest.append(peak - table)
         print(f"{n:8}{peak:12.1f}{table:12.1f}{rest[-1]:22.1f}")
     flat = rest[1] - rest[0] <= GROWTH_MB
-    print(f"\n{'flat' if flat else 'MISSED: it grows'}: {rest[1] - rest[0]:+.1f} MB beside the table, allowed {GROWTH_MB} MB")
+    print(
+        f"\n{'flat' if flat else 'MISSED: it grows'}: {rest[1] - rest[0]:+.1f} MB beside the table, allowed {GROWTH_MB} MB"
+    )
     return flat
 
 
-def table_memory(corpus: str, n_clips: int, repetitions: int, work: str) -> tuple[int, float, float]:
+def table_memory(
+    corpus: str, n_clips: int, repetitions: int, work: str
+) -> tuple[int, float, float]:
     """Compute the functionals of a corpus repeated so many times; return its clips, this process's peak, the table (MB).
 
     The copies have ids and audio hashes of their own, and the work folder is empty: each is computed.
@@ -132,7 +160,9 @@ def table_memory(corpus: str, n_clips: int, repetitions: int, work: str) -> tupl
 
 if __name__ == "__main__":
     options = timing.parser(__doc__.splitlines()[0])
-    options.add_argument("--memory", action="store_true", help="measure the parent's memory instead")
+    options.add_argument(
+        "--memory", action="store_true", help="measure the parent's memory instead"
+    )
     options = options.parse_args()
     if options.memory:
         met = compare_memory(options.corpus, options.clips)

@@ -35,7 +35,9 @@ def as_notebooks_do(path: str, folder: str) -> None:
     y, sr = librosa.load(path)
     mel = librosa.feature.melspectrogram(y=y, sr=sr, n_mels=N_MELS)
     plt.figure(figsize=(10, 4))
-    librosa.display.specshow(librosa.power_to_db(mel, ref=np.max), sr=sr, x_axis="time", y_axis="mel")
+    librosa.display.specshow(
+        librosa.power_to_db(mel, ref=np.max), sr=sr, x_axis="time", y_axis="mel"
+    )
     plt.axis("off")
     plt.savefig(Path(folder) / f"{Path(path).stem}.png", bbox_inches="tight", pad_inches=0)
     plt.close()
@@ -53,7 +55,9 @@ def as_wav(clips: pd.DataFrame, folder: Path) -> pd.DataFrame:
 def main() -> None:
     """Print the speeds; leave with 1 if the required ratio is missed."""
     parser = timing.parser(__doc__.splitlines()[0], clips=400)
-    parser.add_argument("--as-stored", action="store_true", help="read the files as they are, not as wav")
+    parser.add_argument(
+        "--as-stored", action="store_true", help="read the files as they are, not as wav"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
         clips = timing.read_clips(options.corpus, options.clips).assign(audio_hash="")
@@ -70,10 +74,17 @@ def main() -> None:
 
             return write
 
-        roads = {"ours": write_ours, "specshow, as notebooks do it": write_usual(1),
-                 "specshow, all cores": write_usual(timing.N_JOBS)}
+        roads = {
+            "ours": write_ours,
+            "specshow, as notebooks do it": write_usual(1),
+            "specshow, all cores": write_usual(timing.N_JOBS),
+        }
         seconds = timing.in_turns(roads, options.repeats)
-        sys.exit(not timing.report(seconds, clips, {} if options.as_stored else {"specshow, all cores": REQUIRED}))
+        sys.exit(
+            not timing.report(
+                seconds, clips, {} if options.as_stored else {"specshow, all cores": REQUIRED}
+            )
+        )
 
 
 if __name__ == "__main__":

@@ -24,7 +24,9 @@ options = parser.parse_args()
 
 server = app.launch(options.model)
 with sync_playwright() as playwright:
-    chromium = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"])
+    chromium = playwright.chromium.launch(
+        executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
+    )
     page = chromium.new_page(viewport={"width": 1280, "height": 900})
     page.goto(server.local_url)
     page.set_input_files("#ser-clip input[type=file]", options.clip)

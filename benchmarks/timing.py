@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the scripts are run from anywhere, helpers not installed
+sys.path.insert(
+    0, str(Path(__file__).resolve().parent.parent)
+)  # the scripts are run from anywhere, helpers not installed
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 import joblib
@@ -25,10 +27,21 @@ N_JOBS = joblib.cpu_count()
 def parser(description: str, clips: int = 100) -> argparse.ArgumentParser:
     """Return a parser with the options that all benchmarks have; `clips` is how many by default."""
     options = argparse.ArgumentParser(description=description)
-    options.add_argument("--corpus", default="demo", help="demo (default, bundled), or a corpus under SER_DATA")
-    options.add_argument("--clips", type=int, default=clips,
-                         help=f"how many, spread evenly over the corpus (default {clips})")
-    options.add_argument("--repeats", type=int, default=3, help="timed rounds, after one that is not counted (default 3)")
+    options.add_argument(
+        "--corpus", default="demo", help="demo (default, bundled), or a corpus under SER_DATA"
+    )
+    options.add_argument(
+        "--clips",
+        type=int,
+        default=clips,
+        help=f"how many, spread evenly over the corpus (default {clips})",
+    )
+    options.add_argument(
+        "--repeats",
+        type=int,
+        default=3,
+        help="timed rounds, after one that is not counted (default 3)",
+    )
     return options
 
 
@@ -54,8 +67,11 @@ def read_clips(corpus: str, n: int) -> pd.DataFrame:
 
 def over_clips(compute: Callable, clips: pd.DataFrame, n_jobs: int = N_JOBS) -> Callable[[], None]:
     """Return a function that calls ``compute(path)`` for every clip, by default in as many processes as there are cores."""
+
     def run():
-        joblib.Parallel(n_jobs=n_jobs, batch_size=4)(joblib.delayed(compute)(path) for path in clips["path"])
+        joblib.Parallel(n_jobs=n_jobs, batch_size=4)(
+            joblib.delayed(compute)(path) for path in clips["path"]
+        )
 
     return run
 
@@ -101,15 +117,23 @@ def report(seconds: pd.DataFrame, clips: pd.DataFrame, required: dict[str, float
     """
     audio_s = sum(soundfile.info(path).duration for path in clips["path"])
     ratios = seconds.div(seconds.iloc[:, 0], axis=0)
-    print(f"{len(clips)} clips of {audio_s / len(clips):.1f} s, {N_JOBS} processes, median of {len(seconds)} rounds; "
-          f"{processor()}, load {os.getloadavg()[0]:.1f}\n")
+    print(
+        f"{len(clips)} clips of {audio_s / len(clips):.1f} s, {N_JOBS} processes, median of {len(seconds)} rounds; "
+        f"{processor()}, load {os.getloadavg()[0]:.1f}\n"
+    )
     print(f"{'':42}{'clips/s':>9}{'× real time':>13}{'ours is faster':>24}{'required':>10}")
     missed = []
     for name, median in seconds.median().items():
         ratio = ratios[name].median()
-        spread = f"{ratio:.1f} × ({ratios[name].min():.1f}–{ratios[name].max():.1f})" if name != seconds.columns[0] else ""
+        spread = (
+            f"{ratio:.1f} × ({ratios[name].min():.1f}–{ratios[name].max():.1f})"
+            if name != seconds.columns[0]
+            else ""
+        )
         needed = f"{required[name]:g} ×" if name in required else ""
-        print(f"{name:42}{len(clips) / median:9.1f}{audio_s / median:13.0f}{spread:>24}{needed:>10}")
+        print(
+            f"{name:42}{len(clips) / median:9.1f}{audio_s / median:13.0f}{spread:>24}{needed:>10}"
+        )
         if ratio < required.get(name, 0):
             missed.append(name)
     if required:

@@ -28,8 +28,16 @@ REQUIRED = {"cpu": 1.5, "cuda": 10}
 
 def ours(part: Part, n_classes: int, precision: str, device: str):
     """Return a function that trains one epoch with the project's loop."""
-    settings = training.Network("ResNet18", MelResNet, batch_size=BATCH_SIZE, optimiser="SGD", learning_rate=0.01, epochs=1000,
-                                precision=precision, device=device)
+    settings = training.Network(
+        "ResNet18",
+        MelResNet,
+        batch_size=BATCH_SIZE,
+        optimiser="SGD",
+        learning_rate=0.01,
+        epochs=1000,
+        precision=precision,
+        device=device,
+    )
     state = training.Trainer(settings, part, part, n_classes, seed=0)
 
     def epoch():
@@ -41,19 +49,27 @@ def ours(part: Part, n_classes: int, precision: str, device: str):
 
 def image_folder(folder: Path, n_classes: int, device: str):
     """Return a function that trains one epoch the usual way."""
-    def to_width(image: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.pad(image[..., :N_FRAMES], (0, max(N_FRAMES - image.shape[-1], 0)))
 
-    dataset = ImageFolder(folder, transforms.Compose([transforms.Grayscale(), transforms.PILToTensor(), to_width]))
-    loader = torch.utils.data.DataLoader(dataset, BATCH_SIZE, shuffle=True, num_workers=timing.N_JOBS,
-                                         pin_memory=device == "cuda")
+    def to_width(image: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.pad(
+            image[..., :N_FRAMES], (0, max(N_FRAMES - image.shape[-1], 0))
+        )
+
+    dataset = ImageFolder(
+        folder, transforms.Compose([transforms.Grayscale(), transforms.PILToTensor(), to_width])
+    )
+    loader = torch.utils.data.DataLoader(
+        dataset, BATCH_SIZE, shuffle=True, num_workers=timing.N_JOBS, pin_memory=device == "cuda"
+    )
     net = MelResNet(n_classes, (spectrograms.IMAGE.n_mels, N_FRAMES)).to(device)
     optimiser = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
 
     def epoch():
         net.train()
         for images, targets in loader:
-            loss = torch.nn.functional.cross_entropy(net(images[:, 0].to(device)), targets.to(device))
+            loss = torch.nn.functional.cross_entropy(
+                net(images[:, 0].to(device)), targets.to(device)
+            )
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -77,13 +93,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         images = spectrograms.write_images(clips, Path(folder))
         classes = pd.factorize(clips["emotion_native"])[0]
-        part = Part(spectrograms.read_images(images, Path(folder), N_FRAMES), classes, np.repeat(["all"], len(clips)))
+        part = Part(
+            spectrograms.read_images(images, Path(folder), N_FRAMES),
+            classes,
+            np.repeat(["all"], len(clips)),
+        )
         n_classes = classes.max() + 1
-        roads = {"ours": ours(part, n_classes, "auto", device), "ours, in float32": ours(part, n_classes, "float32", device),
-                 "ImageFolder and DataLoader": image_folder(Path(folder), n_classes, device)}
+        roads = {
+            "ours": ours(part, n_classes, "auto", device),
+            "ours, in float32": ours(part, n_classes, "float32", device),
+            "ImageFolder and DataLoader": image_folder(Path(folder), n_classes, device),
+        }
         seconds = timing.in_turns(roads, options.repeats)
     met = timing.report(seconds, clips, {"ImageFolder and DataLoader": REQUIRED[device]})
-    print(f"\non {device}, images of {spectrograms.IMAGE.n_mels} x {N_FRAMES}; {training.memory_used()}")
+    print(
+        f"\non {device}, images of {spectrograms.IMAGE.n_mels} x {N_FRAMES}; {training.memory_used()}"
+    )
     sys.exit(not met)
 
 

@@ -17,6 +17,12 @@ os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 # Arrow's usual pool keeps what is freed, tens of megabytes once a small table was read. It is read when pandas is imported:
 # import this package first, as notebooks do.
 os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime would tell others of its use: nothing here does
-warnings.filterwarnings("ignore", message="A worker stopped while some jobs")  # joblib replaces workers that have grown
-warnings.filterwarnings("ignore", message="IProgress not found")  # other packages' wish for widgets: progress here is text
+os.environ.setdefault(
+    "ORT_DISABLE_TELEMETRY", "1"
+)  # onnxruntime would tell others of its use: nothing here does
+warnings.filterwarnings(
+    "ignore", message="A worker stopped while some jobs"
+)  # joblib replaces workers that have grown
+warnings.filterwarnings(
+    "ignore", message="IProgress not found"
+)  # other packages' wish for widgets: progress here is text

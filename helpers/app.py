@@ -27,17 +27,34 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from helpers import audio, corpora, explain, features, metrics, paths, plots, predict, protocol, spectrograms
+from helpers import (
+    audio,
+    corpora,
+    explain,
+    features,
+    metrics,
+    paths,
+    plots,
+    predict,
+    protocol,
+    spectrograms,
+)
 from helpers.artifacts import Artifact, Average, NetworkPart
 from helpers.tables import read_table
 
 UNSURE_BELOW = 0.5  # a well calibrated model is more often wrong than right below it
 LARGEST_UPLOAD = 100 * 2**20  # bytes
 MOST_ENROLLED = 20  # clips of the same voice; more change little (notebook 19)
-CAM_LAYERS = {"MelCNN": -1, "MelResNet": -2}  # the last block whose maps still have rows to tell apart
-INPUTS = {"functionals": "statistics of the whole clip: pitch, loudness, spectrum, and how they move",
-          "segments": "the same statistics of a few parts of the clip, one after the other",
-          "sequence": "how pitch, loudness and spectrum go on in time", "image": "a mel-spectrogram, as a picture"}
+CAM_LAYERS = {
+    "MelCNN": -1,
+    "MelResNet": -2,
+}  # the last block whose maps still have rows to tell apart
+INPUTS = {
+    "functionals": "statistics of the whole clip: pitch, loudness, spectrum, and how they move",
+    "segments": "the same statistics of a few parts of the clip, one after the other",
+    "sequence": "how pitch, loudness and spectrum go on in time",
+    "image": "a mel-spectrogram, as a picture",
+}
 RAN = "runs the notebooks that fetch the corpus and list its clips"
 
 Clip = str | Path | tuple[int, np.ndarray]  # a file, or (sampling rate in Hz, samples)
@@ -74,8 +91,10 @@ def available() -> dict[str, Path]:
     """Return the models at hand, name → folder: those in ``data/models``, then those of own runs under ``SER_WORK``."""
     shelf, work = paths.PROJECT / "data/models", paths.work()
     found = {card.parent.name: card.parent for card in sorted(shelf.glob("*/card.json"))}
-    own = {" / ".join(card.relative_to(work).parts[i] for i in (0, 1, 3)): card.parent
-           for card in sorted(work.glob("*/*/models/*/card.json"))}
+    own = {
+        " / ".join(card.relative_to(work).parts[i] for i in (0, 1, 3)): card.parent
+        for card in sorted(work.glob("*/*/models/*/card.json"))
+    }
     return found | own
 
 
@@ -90,36 +109,61 @@ def about(model: str | Path | Artifact | Average) -> str:
     model = predict.opened(model)
     card = model.card
     if isinstance(model, Average):
-        what = (f"An average of {len(model.members)} models ({', '.join(model.members)}): their probabilities are multiplied, "
-                "each with a weight.")
+        what = (
+            f"An average of {len(model.members)} models ({', '.join(model.members)}): their probabilities are multiplied, "
+            "each with a weight."
+        )
     else:
-        kinds = {"network": "A neural network", "classical": "A classical model (scikit-learn)", "linear": "A linear model",
-             "trees": "Many decision trees"}
+        kinds = {
+            "network": "A neural network",
+            "classical": "A classical model (scikit-learn)",
+            "linear": "A linear model",
+            "trees": "Many decision trees",
+        }
         part = card["parts"]["inductive"]
         built = f" ({part['build']})" if "build" in part else ""
         what = f"{kinds.get(part['kind'], part['kind'])}{built}. It reads {INPUTS.get(model.input.kind, model.input.kind)}."
-    variants = {"inductive": "*inductive* (it goes by the clip alone)",
-                "speaker-normalised": "*speaker-normalised* (it compares with other recordings of the same voice)"}
-    lines = [f"### {card.get('model', 'A model')}", what,
-             f"- **Learned from** {card.get('corpus', 'an unnamed corpus')}, labels `{card.get('policy', '–')}`",
-             f"- **Licence** {card.get('licence', 'not said')}",
-             f"- **Tells apart** {', '.join(model.emotions)}",
-             f"- **Answers as** {', '.join(variants.get(name, name) for name in model.variants)}"]
+    variants = {
+        "inductive": "*inductive* (it goes by the clip alone)",
+        "speaker-normalised": "*speaker-normalised* (it compares with other recordings of the same voice)",
+    }
+    lines = [
+        f"### {card.get('model', 'A model')}",
+        what,
+        f"- **Learned from** {card.get('corpus', 'an unnamed corpus')}, labels `{card.get('policy', '–')}`",
+        f"- **Licence** {card.get('licence', 'not said')}",
+        f"- **Tells apart** {', '.join(model.emotions)}",
+        f"- **Answers as** {', '.join(variants.get(name, name) for name in model.variants)}",
+    ]
     results = card.get("protocol") or []
-    known = (f"UAR is the mean over emotions of the share that was recognised; chance is {1 / len(model.emotions):.1%}."
-             if results else "Its card holds no results, so nothing is known of how good it is.")
+    known = (
+        f"UAR is the mean over emotions of the share that was recognised; chance is {1 / len(model.emotions):.1%}."
+        if results
+        else "Its card holds no results, so nothing is known of how good it is."
+    )
     lines += ["", "#### What it achieved in cross-validation", known]
     for result in results:
         try:
             head, *rest = protocol.text(result).split("\n")
-            lines += ["", head, "", f"<details><summary>How this was found</summary>\n\n{'<br>'.join(rest)}\n\n</details>"]
+            lines += [
+                "",
+                head,
+                "",
+                f"<details><summary>How this was found</summary>\n\n{'<br>'.join(rest)}\n\n</details>",
+            ]
         except (KeyError, TypeError) as error:
             lines += ["", f"A result of its card can't be read ({type(error).__name__}: {error})."]
     return "\n".join(lines)
 
 
-def answer(clip: Clip | None, model: str | Path | Artifact | Average, only: tuple[str, ...] = (),
-           unsure_below: float = UNSURE_BELOW, enrolment: tuple[Clip, ...] = (), look: bool = True) -> Answer:
+def answer(
+    clip: Clip | None,
+    model: str | Path | Artifact | Average,
+    only: tuple[str, ...] = (),
+    unsure_below: float = UNSURE_BELOW,
+    enrolment: tuple[Clip, ...] = (),
+    look: bool = True,
+) -> Answer:
     """Answer one clip: all that the page shows of it. Never raises on wrong input.
 
     Use it to try the app without a browser. A file that lies in the app's own folder (a visitor's) is removed.
@@ -146,16 +190,29 @@ def answer(clip: Clip | None, model: str | Path | Artifact | Average, only: tupl
         signal = _read(clip, audio.LONG_DURATION_S)
         known = [_read(other, audio.LONG_DURATION_S) for other in enrolment[:MOST_ENROLLED]]
         model, only = predict.opened(model), tuple(only)
-        found = predict.predict(signal, model, audio.SAMPLING_RATE, tuple(known), only, unsure_below)
+        found = predict.predict(
+            signal, model, audio.SAMPLING_RATE, tuple(known), only, unsure_below
+        )
         words = _in_words(found, unsure_below, only, len(known), model.variants)
-        return Answer(prediction=found, words=words + _player(signal), signal=signal,
-                      picture=_clip_picture(signal, found, *(_where(model, signal, found, known, only) if look else ())))
+        return Answer(
+            prediction=found,
+            words=words + _player(signal),
+            signal=signal,
+            picture=_clip_picture(
+                signal, found, *(_where(model, signal, found, known, only) if look else ())
+            ),
+        )
     except (ValueError, OSError, MemoryError) as error:
         return Answer(error=_said(error))
 
 
-def answer_long(recording: Clip | None, model: str | Path | Artifact | Average, only: tuple[str, ...] = (),
-                unsure_below: float = UNSURE_BELOW, enrolment: tuple[Clip, ...] = ()) -> Answer:
+def answer_long(
+    recording: Clip | None,
+    model: str | Path | Artifact | Average,
+    only: tuple[str, ...] = (),
+    unsure_below: float = UNSURE_BELOW,
+    enrolment: tuple[Clip, ...] = (),
+) -> Answer:
     """Answer a long recording: a timeline, and a verdict. Never raises on wrong input.
 
     Parameters
@@ -169,13 +226,20 @@ def answer_long(recording: Clip | None, model: str | Path | Artifact | Average, 
         model, only = predict.opened(model), tuple(only)
         windows = predict.timeline(signal, model, audio.SAMPLING_RATE, enrolment=known, only=only)
         if windows.empty:
-            return Answer(windows=windows, words=_note("Nobody seems to speak in this recording: there is nothing to answer."))
+            return Answer(
+                windows=windows,
+                words=_note("Nobody seems to speak in this recording: there is nothing to answer."),
+            )
         verdicts = {"emotions": predict.verdict(windows)}
         kept = set(only or model.emotions)
         if all(kept & set(group) for group in predict.SATISFACTION.values()):
             verdicts["satisfaction"] = predict.verdict(windows, groups=predict.SATISFACTION)
-        return Answer(windows=windows, verdicts=verdicts, words=_verdict_in_words(windows, verdicts, unsure_below),
-                      picture=_timeline_picture(signal, windows))
+        return Answer(
+            windows=windows,
+            verdicts=verdicts,
+            words=_verdict_in_words(windows, verdicts, unsure_below),
+            picture=_timeline_picture(signal, windows),
+        )
     except (ValueError, OSError, MemoryError) as error:
         return Answer(error=_said(error))
 
@@ -199,9 +263,15 @@ def mistakes(predictions: Path, variant: str = "", n_most: int = 20) -> pd.DataF
     """
     table = read_table(predictions, "predictions").query("role == 'test'")
     table = table[table["variant"] == (variant or table["variant"].min())]
-    table = table.assign(guess=metrics.predicted(table), probability=metrics.probabilities(table)[0].max(axis=1))
+    table = table.assign(
+        guess=metrics.predicted(table), probability=metrics.probabilities(table)[0].max(axis=1)
+    )
     wrong = table[table["guess"] != table["truth"]]
-    return wrong.sort_values(["probability", "utterance_id"], ascending=[False, True]).head(n_most).reset_index(drop=True)
+    return (
+        wrong.sort_values(["probability", "utterance_id"], ascending=[False, True])
+        .head(n_most)
+        .reset_index(drop=True)
+    )
 
 
 def show_mistake(row: pd.Series) -> str:
@@ -213,12 +283,19 @@ def show_mistake(row: pd.Series) -> str:
         Of :func:`mistakes`.
     """
     emotions = corpora.emotion_order(name[2:] for name in row.index if name.startswith("p_"))
-    bars = _bars({emotion: float(row[f"p_{emotion}"]) for emotion in emotions},
-                 {row["truth"]: "meant", row["guess"]: "answered"})
-    head = _head(row["guess"], f"{row['probability']:.0%} sure, and wrong: it was meant as <b>{html.escape(row['truth'])}</b>.")
+    bars = _bars(
+        {emotion: float(row[f"p_{emotion}"]) for emotion in emotions},
+        {row["truth"]: "meant", row["guess"]: "answered"},
+    )
+    head = _head(
+        row["guess"],
+        f"{row['probability']:.0%} sure, and wrong: it was meant as <b>{html.escape(row['truth'])}</b>.",
+    )
     corpus = row["utterance_id"].split("/")[0]
     try:
-        known = read_table(paths.work(corpus) / "utterances.parquet", "utterances").set_index("utterance_id")
+        known = read_table(paths.work(corpus) / "utterances.parquet", "utterances").set_index(
+            "utterance_id"
+        )
         clip = known.loc[row["utterance_id"]]
         signal = audio.load(clip["path"], clip["start_s"], clip["end_s"])
     except (ValueError, OSError, KeyError):
@@ -228,7 +305,9 @@ def show_mistake(row: pd.Series) -> str:
     figure, axes = _figure(2.0, 1)
     _draw_mel(axes[0], signal)
     axes[0].set_xlabel("seconds")
-    return head + bars + _note(which) + _player(signal) + _image(figure, "Mel-spectrogram of the clip")
+    return (
+        head + bars + _note(which) + _player(signal) + _image(figure, "Mel-spectrogram of the clip")
+    )
 
 
 def build(model: str | Path = "") -> gr.Blocks:
@@ -252,16 +331,22 @@ def build(model: str | Path = "") -> gr.Blocks:
         first = predict.find_model(str(model)).resolve()
         names = {folder.resolve(): name for name, folder in models.items()}
         models = {names.get(first, first.name): first} | models
-    predict.opened(next(iter(models.values())))  # the first visitor need not wait for it, and a damaged one is told now
+    predict.opened(
+        next(iter(models.values()))
+    )  # the first visitor need not wait for it, and a damaged one is told now
     tables = _saved_predictions()
 
     def choose(name: str) -> tuple:
         try:
-            return about(models[name]), gr.update(choices=predict.opened(models[name]).emotions, value=[])
+            return about(models[name]), gr.update(
+                choices=predict.opened(models[name]).emotions, value=[]
+            )
         except (ValueError, OSError) as error:
             return _error(_said(error)), gr.update(choices=[], value=[])
 
-    def heard(path: str | None, name: str, only: list, unsure: float, voice: list) -> Iterator[tuple]:
+    def heard(
+        path: str | None, name: str, only: list, unsure: float, voice: list
+    ) -> Iterator[tuple]:
         quick = answer(path, models[name], only, unsure, voice, look=False)
         clip = (audio.SAMPLING_RATE, quick.signal) if quick.signal is not None else None
         yield None, clip, _shown(quick), quick.picture
@@ -275,30 +360,55 @@ def build(model: str | Path = "") -> gr.Blocks:
 
     def heard_long(path: str | None, name: str, only: list, unsure: float, voice: list) -> tuple:
         found = answer_long(path, models[name], only, unsure, voice)
-        return None, _shown(found), found.picture, gr.update(value=_timeline_table(found.windows),
-                                                             visible=found.windows is not None and len(found.windows) > 0)
+        return (
+            None,
+            _shown(found),
+            found.picture,
+            gr.update(
+                value=_timeline_table(found.windows),
+                visible=found.windows is not None and len(found.windows) > 0,
+            ),
+        )
 
     def enrol(path: str, voice: list) -> tuple:
         fault = ""
         try:
-            voice = [*voice, (audio.SAMPLING_RATE, _read(path, audio.LONG_DURATION_S))][-MOST_ENROLLED:]
+            voice = [*voice, (audio.SAMPLING_RATE, _read(path, audio.LONG_DURATION_S))][
+                -MOST_ENROLLED:
+            ]
         except (ValueError, OSError, MemoryError) as error:
             fault = _error(_said(error))
         seconds = sum(len(samples) for _, samples in voice) / audio.SAMPLING_RATE
-        return None, voice, _note(f"{len(voice)} recording(s) of this voice, {seconds:.0f} s together.") + fault
+        return (
+            None,
+            voice,
+            _note(f"{len(voice)} recording(s) of this voice, {seconds:.0f} s together.") + fault,
+        )
 
     def list_mistakes(name: str | None, variant: str | None) -> tuple:
         if name is None:
-            return gr.skip(), gr.skip(), _note(f"No saved predictions are here. <code>./run_all.sh</code> {RAN}, and trains.")
+            return (
+                gr.skip(),
+                gr.skip(),
+                _note(
+                    f"No saved predictions are here. <code>./run_all.sh</code> {RAN}, and trains."
+                ),
+            )
         try:
             variants = sorted(read_table(tables[name], "predictions")["variant"].unique())
             variant = variant if variant in variants else variants[0]
             rows = mistakes(tables[name], variant)
         except (ValueError, OSError) as error:
             return gr.skip(), gr.skip(), _error(_said(error))
-        labels = [(f"{row.probability:.0%} {row.guess}, meant as {row.truth}", i) for i, row in enumerate(rows.itertuples())]
-        return (gr.update(choices=variants, value=variant), gr.update(choices=labels, value=0 if labels else None),
-                show_mistake(rows.iloc[0]) if labels else _note("It made no mistake."))
+        labels = [
+            (f"{row.probability:.0%} {row.guess}, meant as {row.truth}", i)
+            for i, row in enumerate(rows.itertuples())
+        ]
+        return (
+            gr.update(choices=variants, value=variant),
+            gr.update(choices=labels, value=0 if labels else None),
+            show_mistake(rows.iloc[0]) if labels else _note("It made no mistake."),
+        )
 
     def pick_mistake(name: str, variant: str, index: int) -> str:
         rows = mistakes(tables[name], variant)
@@ -306,63 +416,138 @@ def build(model: str | Path = "") -> gr.Blocks:
 
     sound = {"type": "filepath", "editable": False, "buttons": []}
     # an upload that is never answered, because its page was closed, is removed after ten minutes
-    with gr.Blocks(title="Emotion in speech", analytics_enabled=False, delete_cache=(60, 600), fill_width=True) as page:
+    with gr.Blocks(
+        title="Emotion in speech", analytics_enabled=False, delete_cache=(60, 600), fill_width=True
+    ) as page:
         gr.HTML(_INTRODUCTION)
-        chosen = gr.Dropdown(list(models), value=next(iter(models)), label="Model that answers", elem_id="ser-model")
+        chosen = gr.Dropdown(
+            list(models), value=next(iter(models)), label="Model that answers", elem_id="ser-model"
+        )
         clip, voice = gr.State(time_to_live=3600), gr.State([], time_to_live=3600)
         with gr.Tab("A clip"), gr.Row():
             with gr.Column(scale=2, min_width=300):
-                spoken = gr.Audio(sources="microphone", label="Speak, up to a minute", elem_id="ser-microphone", **sound)
-                given = gr.Audio(sources="upload", label="Or choose a recording", elem_id="ser-clip", **sound)
+                spoken = gr.Audio(
+                    sources="microphone",
+                    label="Speak, up to a minute",
+                    elem_id="ser-microphone",
+                    **sound,
+                )
+                given = gr.Audio(
+                    sources="upload", label="Or choose a recording", elem_id="ser-clip", **sound
+                )
                 unsure = gr.Slider(0, 1, UNSURE_BELOW, step=0.05, label="Say “unsure” below")
                 with gr.Accordion("Choose among some emotions", open=False):
-                    only = gr.CheckboxGroup([], show_label=False, container=False, elem_id="ser-only")
+                    only = gr.CheckboxGroup(
+                        [], show_label=False, container=False, elem_id="ser-only"
+                    )
                     gr.HTML(_note("None ticked: all. The others' probabilities are set to 0."))
                 with gr.Accordion("Let it know the voice", open=False):
-                    gr.HTML(_note("Some models do better when they know how a voice usually sounds. Add several recordings of "
-                                  "the same person in mixed moods, one after the other; a few of one mood alone do harm."))
-                    other = gr.Audio(sources=["upload", "microphone"], label="Add a recording", elem_id="ser-voice", **sound)
+                    gr.HTML(
+                        _note(
+                            "Some models do better when they know how a voice usually sounds. Add several recordings of "
+                            "the same person in mixed moods, one after the other; a few of one mood alone do harm."
+                        )
+                    )
+                    other = gr.Audio(
+                        sources=["upload", "microphone"],
+                        label="Add a recording",
+                        elem_id="ser-voice",
+                        **sound,
+                    )
                     enrolled = gr.HTML(elem_id="ser-enrolled")
                     forget = gr.Button("Forget this voice", size="sm")
             with gr.Column(scale=3, min_width=320):
-                words, picture = gr.HTML(_WAITING, elem_id="ser-answer"), gr.HTML(elem_id="ser-picture")
+                words, picture = (
+                    gr.HTML(_WAITING, elem_id="ser-answer"),
+                    gr.HTML(elem_id="ser-picture"),
+                )
         with gr.Tab("A long recording"), gr.Row():
             with gr.Column(scale=2, min_width=300):
-                call = gr.Audio(sources="upload", elem_id="ser-call", **sound,
-                                label=f"A call, an interview: up to {predict.LONGEST_S / 3600:.0f} hours")
-                gr.HTML(_note(f"It is answered in windows of {predict.WINDOW_S:.0f} s, one every {predict.WINDOW_HOP_S:.0f} s, "
-                              "where somebody speaks; an hour takes a minute or more. Emotions and voice are those chosen for "
-                              "a clip. The model hears all speakers as one."))
+                call = gr.Audio(
+                    sources="upload",
+                    elem_id="ser-call",
+                    **sound,
+                    label=f"A call, an interview: up to {predict.LONGEST_S / 3600:.0f} hours",
+                )
+                gr.HTML(
+                    _note(
+                        f"It is answered in windows of {predict.WINDOW_S:.0f} s, one every {predict.WINDOW_HOP_S:.0f} s, "
+                        "where somebody speaks; an hour takes a minute or more. Emotions and voice are those chosen for "
+                        "a clip. The model hears all speakers as one."
+                    )
+                )
             with gr.Column(scale=3, min_width=320):
-                long_words, long_picture = gr.HTML(_WAITING, elem_id="ser-verdict"), gr.HTML(elem_id="ser-timeline")
-                windows = gr.Dataframe(visible=False, interactive=False, max_height=320, show_label=False, buttons=[],
-                                       elem_id="ser-windows")
+                long_words, long_picture = (
+                    gr.HTML(_WAITING, elem_id="ser-verdict"),
+                    gr.HTML(elem_id="ser-timeline"),
+                )
+                windows = gr.Dataframe(
+                    visible=False,
+                    interactive=False,
+                    max_height=320,
+                    show_label=False,
+                    buttons=[],
+                    elem_id="ser-windows",
+                )
         with gr.Tab("Confident mistakes"), gr.Row():
             with gr.Column(scale=2, min_width=300):
-                gr.HTML(_note("Test clips about which a model was most sure, and wrong. Listen: would you have known?"))
-                table = gr.Dropdown(list(tables), value=next((name for name in tables if "average_weighted" in name),
-                                                             next(iter(tables), None)), label="Predictions of")
+                gr.HTML(
+                    _note(
+                        "Test clips about which a model was most sure, and wrong. Listen: would you have known?"
+                    )
+                )
+                table = gr.Dropdown(
+                    list(tables),
+                    value=next(
+                        (name for name in tables if "average_weighted" in name),
+                        next(iter(tables), None),
+                    ),
+                    label="Predictions of",
+                )
                 variant = gr.Radio([], label="Variant")
                 listed = gr.Radio([], label="The surest first", elem_id="ser-mistakes")
             with gr.Column(scale=3, min_width=320):
                 mistake = gr.HTML(elem_id="ser-mistake")
         with gr.Tab("The model"):
             card = gr.Markdown(elem_id="ser-card")
-        gr.HTML(_note("What you send is not kept: a recording is removed as soon as it has been read. The models learned from "
-                      "acted speech. Do not use them to judge people."), elem_id="ser-foot")
+        gr.HTML(
+            _note(
+                "What you send is not kept: a recording is removed as soon as it has been read. The models learned from "
+                "acted speech. Do not use them to judge people."
+            ),
+            elem_id="ser-foot",
+        )
 
         settings = [chosen, only, unsure, voice]
         private = {"api_visibility": "private", "show_progress": "minimal"}
         for source, event in ((spoken, spoken.stop_recording), (given, given.upload)):
-            event(heard, [source, *settings], [source, clip, words, picture], **private).then(js=_SCROLL)
-        gr.on([unsure.release, only.input], again, [clip, *settings], [words, picture],
-              trigger_mode="always_last", **private)
-        call.upload(heard_long, [call, *settings], [call, long_words, long_picture, windows], **private)
-        gr.on([other.upload, other.stop_recording], enrol, [other, voice], [other, voice, enrolled], **private).then(
-            again, [clip, *settings], [words, picture], **private)
+            event(heard, [source, *settings], [source, clip, words, picture], **private).then(
+                js=_SCROLL
+            )
+        gr.on(
+            [unsure.release, only.input],
+            again,
+            [clip, *settings],
+            [words, picture],
+            trigger_mode="always_last",
+            **private,
+        )
+        call.upload(
+            heard_long, [call, *settings], [call, long_words, long_picture, windows], **private
+        )
+        gr.on(
+            [other.upload, other.stop_recording],
+            enrol,
+            [other, voice],
+            [other, voice, enrolled],
+            **private,
+        ).then(again, [clip, *settings], [words, picture], **private)
         forget.click(lambda: ([], ""), None, [voice, enrolled], **private).then(
-            again, [clip, *settings], [words, picture], **private)
-        chosen.input(choose, chosen, [card, only], **private).then(again, [clip, *settings], [words, picture], **private)
+            again, [clip, *settings], [words, picture], **private
+        )
+        chosen.input(choose, chosen, [card, only], **private).then(
+            again, [clip, *settings], [words, picture], **private
+        )
         shown = [variant, listed, mistake]
         gr.on([table.input, variant.input], list_mistakes, [table, variant], shown, **private)
         listed.input(pick_mistake, [table, variant, listed], mistake, **private)
@@ -371,7 +556,9 @@ def build(model: str | Path = "") -> gr.Blocks:
     return page.queue(max_size=20, api_open=False)
 
 
-def launch(model: str | Path = "", host: str = "127.0.0.1", port: int | None = None, share: bool = False) -> gr.Blocks:
+def launch(
+    model: str | Path = "", host: str = "127.0.0.1", port: int | None = None, share: bool = False
+) -> gr.Blocks:
     """Start the app, and return without waiting; in JupyterLab and on Colab it appears below the cell.
 
     Parameters
@@ -392,11 +579,27 @@ def launch(model: str | Path = "", host: str = "127.0.0.1", port: int | None = N
         ``close()`` ends it.
     """
     page = build(model)
-    page.launch(server_name=host, server_port=port, share=share, prevent_thread_lock=True, max_file_size=LARGEST_UPLOAD,
-                theme=gr.themes.Base(primary_hue="slate", neutral_hue="slate", font=["system-ui", "sans-serif"],
-                                     font_mono=["ui-monospace", "monospace"]),
-                css=_CSS, footer_links=[], run_history=False, enable_monitoring=False, ssr_mode=False, quiet=True, height=900,
-                state_session_capacity=100)
+    page.launch(
+        server_name=host,
+        server_port=port,
+        share=share,
+        prevent_thread_lock=True,
+        max_file_size=LARGEST_UPLOAD,
+        theme=gr.themes.Base(
+            primary_hue="slate",
+            neutral_hue="slate",
+            font=["system-ui", "sans-serif"],
+            font_mono=["ui-monospace", "monospace"],
+        ),
+        css=_CSS,
+        footer_links=[],
+        run_history=False,
+        enable_monitoring=False,
+        ssr_mode=False,
+        quiet=True,
+        height=900,
+        state_session_capacity=100,
+    )
     return page
 
 
@@ -404,7 +607,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Recognise emotions in a browser; returns 2 if it can't start."""
     parser = argparse.ArgumentParser(prog="python -m helpers.app", description=main.__doc__)
     parser.add_argument("--model", default="", help="folder of a model, or its name in data/models")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine alone)")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine alone)"
+    )
     parser.add_argument("--port", type=int, default=7860)
     options = parser.parse_args(arguments)
     try:
@@ -412,7 +617,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
-    signals.signal(signals.SIGTERM, lambda *_: sys.exit(0))  # so that the private folder is removed then, too
+    signals.signal(
+        signals.SIGTERM, lambda *_: sys.exit(0)
+    )  # so that the private folder is removed then, too
     print(f"{page.local_url} is open; Ctrl+C ends it", flush=True)
     page.block_thread()
     return 0
@@ -441,10 +648,14 @@ def _read(clip: Clip | None, longest_s: float) -> np.ndarray:
     own = path.resolve().is_relative_to(_private_folder())
     try:
         if own and not path.exists():
-            raise FileNotFoundError("the recording is gone: somebody sent the same one in the same moment. Send it again")
+            raise FileNotFoundError(
+                "the recording is gone: somebody sent the same one in the same moment. Send it again"
+            )
         if path.is_file() and path.stat().st_size > LARGEST_UPLOAD:
-            raise ValueError(f"{path.name} has {path.stat().st_size / 2**20:.0f} MB; expected at most "
-                             f"{LARGEST_UPLOAD / 2**20:.0f}: send a shorter part, or flac or mp3")
+            raise ValueError(
+                f"{path.name} has {path.stat().st_size / 2**20:.0f} MB; expected at most "
+                f"{LARGEST_UPLOAD / 2**20:.0f}: send a shorter part, or flac or mp3"
+            )
         return predict.read_signal(path, None, longest_s)
     finally:
         if own:
@@ -461,10 +672,16 @@ def _said(error: BaseException) -> str:
 
 def _how_to_get(corpus: str) -> str:
     about_it, name = corpora.get(corpus), html.escape(corpus)
-    first = f"Get them from {html.escape(about_it.manual)}. Then " if about_it.manual and corpus != "demo" else ""
-    return (f"The recordings of {html.escape(about_it.title)} are not on this machine, so this clip can't be heard. {first}"
-            f"<code>./run_all.sh --corpus {name} --only 01,02</code> {RAN}; start the app again with the same "
-            "<code>SER_DATA</code> and <code>SER_WORK</code>.")
+    first = (
+        f"Get them from {html.escape(about_it.manual)}. Then "
+        if about_it.manual and corpus != "demo"
+        else ""
+    )
+    return (
+        f"The recordings of {html.escape(about_it.title)} are not on this machine, so this clip can't be heard. {first}"
+        f"<code>./run_all.sh --corpus {name} --only 01,02</code> {RAN}; start the app again with the same "
+        "<code>SER_DATA</code> and <code>SER_WORK</code>."
+    )
 
 
 def _shown(found: Answer) -> str:
@@ -476,66 +693,112 @@ def _note(text: str) -> str:
 
 
 def _error(text: str) -> str:
-    return f'<div class="ser-error" role="alert"><b>That did not work.</b> {html.escape(text)}</div>'
+    return (
+        f'<div class="ser-error" role="alert"><b>That did not work.</b> {html.escape(text)}</div>'
+    )
 
 
 def _head(word: str, rest: str) -> str:
     colour = "#8c8c8c" if word == predict.UNSURE else plots.colours([word])[word]
-    return (f'<div class="ser-head" style="border-color:{colour}"><span class="ser-word">{html.escape(word)}</span>'
-            f"<span>{rest}</span></div>")
+    return (
+        f'<div class="ser-head" style="border-color:{colour}"><span class="ser-word">{html.escape(word)}</span>'
+        f"<span>{rest}</span></div>"
+    )
 
 
 def _bars(shares: dict[str, float], marks: dict[str, str] | None = None) -> str:
     """Return a bar for each share, 0 to 1, in its colour."""
     palette, marks = plots.colours(shares), marks or {}
-    rows = [f'<div class="ser-bar"><span class="ser-name">{html.escape(name)}'
-            + (f" <em>{html.escape(marks[name])}</em>" if name in marks else "")
-            + f'</span><span class="ser-track"><span style="width:{100 * share:.1f}%;background:{palette[name]}"></span></span>'
-            f'<span class="ser-value">{share:.0%}</span></div>' for name, share in shares.items()]
+    rows = [
+        f'<div class="ser-bar"><span class="ser-name">{html.escape(name)}'
+        + (f" <em>{html.escape(marks[name])}</em>" if name in marks else "")
+        + f'</span><span class="ser-track"><span style="width:{100 * share:.1f}%;background:{palette[name]}"></span></span>'
+        f'<span class="ser-value">{share:.0%}</span></div>'
+        for name, share in shares.items()
+    ]
     return f'<div class="ser-bars">{"".join(rows)}</div>'
 
 
 def _sure(best: str, share: float, unsure_below: float) -> str:
-    return (f"{share:.0%} probable" if share >= unsure_below else
-            f"The nearest is {html.escape(best)} with {share:.0%}, below the {unsure_below:.0%} that you ask for.")
+    return (
+        f"{share:.0%} probable"
+        if share >= unsure_below
+        else f"The nearest is {html.escape(best)} with {share:.0%}, below the {unsure_below:.0%} that you ask for."
+    )
 
 
-def _in_words(found: predict.Prediction, unsure_below: float, only: tuple[str, ...], n_known: int, variants: list[str]) -> str:
+def _in_words(
+    found: predict.Prediction,
+    unsure_below: float,
+    only: tuple[str, ...],
+    n_known: int,
+    variants: list[str],
+) -> str:
     if found.variant == "speaker-normalised":
         who = f"Answered by the speaker-normalised variant: it compared this clip with {n_known} other(s) of the same voice."
     elif n_known:
-        who = ("Answered by the inductive variant. This model has no speaker-normalised one, so the other recordings of the "
-               "voice were not used.")
+        who = (
+            "Answered by the inductive variant. This model has no speaker-normalised one, so the other recordings of the "
+            "voice were not used."
+        )
     else:
         who = "Answered by the inductive variant: it goes by this clip alone." + (
-            " With other recordings of the voice, this model could do better." if "speaker-normalised" in variants else "")
-    kept = {emotion: share for emotion, share in found.probabilities.items() if not only or emotion in only}
+            " With other recordings of the voice, this model could do better."
+            if "speaker-normalised" in variants
+            else ""
+        )
+    kept = {
+        emotion: share
+        for emotion, share in found.probabilities.items()
+        if not only or emotion in only
+    }
     words = _head(found.emotion, _sure(*found.top[0], unsure_below)) + _bars(kept) + _note(who)
     if not found.warnings:
         return words
     doubts = "".join(f"<li>{html.escape(text)}</li>" for text in found.warnings)
-    return words + ('<div class="ser-doubt"><b>Reasons to doubt it.</b> This clip is unlike the training recordings:'
-                    f"<ul>{doubts}</ul></div>")
+    return words + (
+        '<div class="ser-doubt"><b>Reasons to doubt it.</b> This clip is unlike the training recordings:'
+        f"<ul>{doubts}</ul></div>"
+    )
 
 
-def _verdict_in_words(windows: pd.DataFrame, verdicts: dict[str, dict[str, float]], unsure_below: float) -> str:
+def _verdict_in_words(
+    windows: pd.DataFrame, verdicts: dict[str, dict[str, float]], unsure_below: float
+) -> str:
     best, share = next(iter(verdicts["emotions"].items()))
-    shares = {emotion: verdicts["emotions"][emotion] for emotion in corpora.emotion_order(verdicts["emotions"])}
-    words = (_head(best if share >= unsure_below else predict.UNSURE, _sure(best, share, unsure_below)) + _bars(shares)
-             + _note(f"The mean over {len(windows)} windows; later ones count more, up to {predict.LATE_WEIGHT:.0f} times."))
+    shares = {
+        emotion: verdicts["emotions"][emotion]
+        for emotion in corpora.emotion_order(verdicts["emotions"])
+    }
+    words = (
+        _head(best if share >= unsure_below else predict.UNSURE, _sure(best, share, unsure_below))
+        + _bars(shares)
+        + _note(
+            f"The mean over {len(windows)} windows; later ones count more, up to {predict.LATE_WEIGHT:.0f} times."
+        )
+    )
     if "satisfaction" in verdicts:
-        groups = "; ".join(f"{name}: {', '.join(group)}" for name, group in predict.SATISFACTION.items())
-        words += (_note(f"In two groups, as of a customer ({groups}):")
-                  + _bars({name: verdicts["satisfaction"][name] for name in predict.SATISFACTION}))
+        groups = "; ".join(
+            f"{name}: {', '.join(group)}" for name, group in predict.SATISFACTION.items()
+        )
+        words += _note(f"In two groups, as of a customer ({groups}):") + _bars(
+            {name: verdicts["satisfaction"][name] for name in predict.SATISFACTION}
+        )
     return words
 
 
 def _timeline_table(windows: pd.DataFrame | None) -> pd.DataFrame | None:
     if windows is None:
         return None
-    return pd.DataFrame({"from": windows["start_s"].map(_clock), "to": windows["end_s"].map(_clock),
-                         "emotion": windows["emotion"], "probability": windows["probability"].map("{:.0%}".format),
-                         "speech": windows["speech"].map("{:.0%}".format)})
+    return pd.DataFrame(
+        {
+            "from": windows["start_s"].map(_clock),
+            "to": windows["end_s"].map(_clock),
+            "emotion": windows["emotion"],
+            "probability": windows["probability"].map("{:.0%}".format),
+            "speech": windows["speech"].map("{:.0%}".format),
+        }
+    )
 
 
 def _clock(seconds: float, _place: int | None = None) -> str:
@@ -546,21 +809,44 @@ def _clock(seconds: float, _place: int | None = None) -> str:
 # --- pictures ----------------------------------------------------------------------------------------------------------
 
 
-def _where(model: Artifact | Average, signal: np.ndarray, found: predict.Prediction, known: list, only: tuple) -> tuple:
+def _where(
+    model: Artifact | Average,
+    signal: np.ndarray,
+    found: predict.Prediction,
+    known: list,
+    only: tuple,
+) -> tuple:
     """Return where a model looked, as ("map", glow over the mel picture, its start in s) or ("curve", of the occlusion)."""
     emotion = found.top[0][0]
-    part = None if isinstance(model, Average) or found.variant != "inductive" else model.parts["inductive"]
-    if not isinstance(part, NetworkPart) or part.build not in CAM_LAYERS or part.options.get("n_mfcc"):
+    part = (
+        None
+        if isinstance(model, Average) or found.variant != "inductive"
+        else model.parts["inductive"]
+    )
+    if (
+        not isinstance(part, NetworkPart)
+        or part.build not in CAM_LAYERS
+        or part.options.get("n_mfcc")
+    ):
         return "curve", explain.occlusion(model, signal, emotion, known or None, only)
     net, image = part.net(len(model.emotions)), model.input(signal)
-    glow = explain.grad_cam(net, net.blocks[CAM_LAYERS[part.build]], image[None], np.array([model.emotions.index(emotion)]))[0]
+    glow = explain.grad_cam(
+        net,
+        net.blocks[CAM_LAYERS[part.build]],
+        image[None],
+        np.array([model.emotions.index(emotion)]),
+    )[0]
     heard = audio.trim(signal) if model.input.arguments.get("trim", True) else signal
-    start = (heard.__array_interface__["data"][0] - signal.__array_interface__["data"][0]) // signal.itemsize  # it is a view
+    start = (
+        heard.__array_interface__["data"][0] - signal.__array_interface__["data"][0]
+    ) // signal.itemsize  # it is a view
     width = image.any(axis=0).sum()
     return "map", glow[:, :width], start / audio.SAMPLING_RATE
 
 
-def _clip_picture(signal: np.ndarray, found: predict.Prediction, kind: str = "", where=None, start_s: float = 0.0) -> str:
+def _clip_picture(
+    signal: np.ndarray, found: predict.Prediction, kind: str = "", where=None, start_s: float = 0.0
+) -> str:
     figure, axes = _figure(4.8, 3, [1, 1.6, 1.2] if kind != "map" else [1, 1.4, 1.4])
     emotion = found.top[0][0]
     colour = plots.colours([emotion])[emotion]
@@ -573,23 +859,46 @@ def _clip_picture(signal: np.ndarray, found: predict.Prediction, kind: str = "",
     if kind == "map":
         end_s = start_s + where.shape[1] / spectrograms.FRAMES_PER_S
         _draw_mel(axes[2], signal, "gray")
-        axes[2].imshow(where, cmap="inferno", aspect="auto", vmin=0, vmax=1, alpha=0.65 * where, extent=(start_s, end_s, 0, 64))
-        axes[2].set(title=f"Where the model looked for “{emotion}”", xlim=(0, len(signal) / audio.SAMPLING_RATE))
+        axes[2].imshow(
+            where,
+            cmap="inferno",
+            aspect="auto",
+            vmin=0,
+            vmax=1,
+            alpha=0.65 * where,
+            extent=(start_s, end_s, 0, 64),
+        )
+        axes[2].set(
+            title=f"Where the model looked for “{emotion}”",
+            xlim=(0, len(signal) / audio.SAMPLING_RATE),
+        )
         text += " Where it glows, the surroundings raised the score of the answer (Grad-CAM)."
     elif kind == "curve":
         middle = (where["start_s"] + where["end_s"]) / 2
-        axes[2].bar(middle, where["fall"], width=(where["end_s"] - where["start_s"]).iloc[0] / 2, color=colour)
+        axes[2].bar(
+            middle,
+            where["fall"],
+            width=(where["end_s"] - where["start_s"]).iloc[0] / 2,
+            color=colour,
+        )
         axes[2].axhline(0, color="#222222", lw=0.8)
         low, high = axes[2].get_ylim()
-        axes[2].set(ylabel="fall", ylim=(min(low, -0.02), max(high, 0.1)))  # next to nothing shall look like it
-        axes[2].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}".replace("-", "−")))
-        text += (f" A bar below it shows by how much “{html.escape(emotion)}” gets less probable when that part is made quiet "
-                 "(occlusion).")
+        axes[2].set(
+            ylabel="fall", ylim=(min(low, -0.02), max(high, 0.1))
+        )  # next to nothing shall look like it
+        axes[2].yaxis.set_major_formatter(
+            FuncFormatter(lambda value, _: f"{value:.0%}".replace("-", "−"))
+        )
+        text += (
+            f" A bar below it shows by how much “{html.escape(emotion)}” gets less probable when that part is made quiet "
+            "(occlusion)."
+        )
     else:
         axes[2].set_yticks([])
         text += " Finding out where the model looked …"
     return _image(figure, "Signal, mel-spectrogram, and where the model looked") + _note(
-        text + (" Such maps say where, not why." if kind else ""))
+        text + (" Such maps say where, not why." if kind else "")
+    )
 
 
 def _timeline_picture(signal: np.ndarray, windows: pd.DataFrame) -> str:
@@ -597,25 +906,45 @@ def _timeline_picture(signal: np.ndarray, windows: pd.DataFrame) -> str:
     plots.waveform(signal, axes[0], audio.SAMPLING_RATE)
     axes[0].set_title("The signal")
     plots.timeline(windows, axes[1])
-    axes[1].set(title="How probable each emotion is", xlim=(0, len(signal) / audio.SAMPLING_RATE), xlabel="minutes:seconds")
+    axes[1].set(
+        title="How probable each emotion is",
+        xlim=(0, len(signal) / audio.SAMPLING_RATE),
+        xlabel="minutes:seconds",
+    )
     axes[1].xaxis.set_major_formatter(FuncFormatter(_clock))
-    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(
+        *axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False
+    )
     return _image(figure, "Probability of each emotion over time")
 
 
-def _figure(height: float, n_rows: int, ratios: list[float] | None = None) -> tuple[Figure, list[Axes]]:
+def _figure(
+    height: float, n_rows: int, ratios: list[float] | None = None
+) -> tuple[Figure, list[Axes]]:
     """Return a figure that pyplot does not know of, so that it goes when nobody needs it any more."""
     plots.set_style()
     figure = Figure((5.6, height), layout="constrained")
-    return figure, list(figure.subplots(n_rows, 1, sharex=True, height_ratios=ratios, squeeze=False)[:, 0])
+    return figure, list(
+        figure.subplots(n_rows, 1, sharex=True, height_ratios=ratios, squeeze=False)[:, 0]
+    )
 
 
 def _draw_mel(axis: Axes, signal: np.ndarray, palette: str = "magma") -> None:
     image = spectrograms.mel_image(signal, trim=False)
-    axis.imshow(image, cmap=palette, aspect="auto", vmin=0, vmax=255, interpolation="nearest",
-                extent=(0, len(signal) / audio.SAMPLING_RATE, 0, len(image)))
+    axis.imshow(
+        image,
+        cmap=palette,
+        aspect="auto",
+        vmin=0,
+        vmax=255,
+        interpolation="nearest",
+        extent=(0, len(signal) / audio.SAMPLING_RATE, 0, len(image)),
+    )
     centres = features.mel_frequencies(len(image))[1:-1]
-    axis.set_yticks(np.interp([500, 1000, 2000, 4000], centres, np.arange(len(image)) + 0.5), ["0.5", "1", "2", "4"])
+    axis.set_yticks(
+        np.interp([500, 1000, 2000, 4000], centres, np.arange(len(image)) + 0.5),
+        ["0.5", "1", "2", "4"],
+    )
     axis.set(title="Mel picture", ylabel="kHz")
     axis.grid(visible=False)
 
@@ -623,7 +952,9 @@ def _draw_mel(axis: Axes, signal: np.ndarray, palette: str = "magma") -> None:
 def _image(figure: Figure, text: str) -> str:
     target = io.BytesIO()
     figure.savefig(target, format="png", dpi=150)
-    return f'<img class="ser-figure" alt="{html.escape(text)}" src="{_inline(target, "image/png")}">'
+    return (
+        f'<img class="ser-figure" alt="{html.escape(text)}" src="{_inline(target, "image/png")}">'
+    )
 
 
 def _player(signal: np.ndarray) -> str:
@@ -640,10 +971,15 @@ def _inline(content: io.BytesIO, kind: str) -> str:
 def _saved_predictions() -> dict[str, Path]:
     """Return tables of predictions, name → file: the published ones, and those of own runs."""
     published, work = paths.PROJECT / "data/results", paths.work()
-    found = {" / ".join(path.relative_to(published).with_suffix("").parts): path
-             for path in sorted(published.glob("*/*/*.parquet"))}
-    own = {" / ".join(path.relative_to(work).with_suffix("").parts[i] for i in (0, 1, 3)) + " (own run)": path
-           for path in sorted(work.glob("*/*/predictions/*.parquet"))}
+    found = {
+        " / ".join(path.relative_to(published).with_suffix("").parts): path
+        for path in sorted(published.glob("*/*/*.parquet"))
+    }
+    own = {
+        " / ".join(path.relative_to(work).with_suffix("").parts[i] for i in (0, 1, 3))
+        + " (own run)": path
+        for path in sorted(work.glob("*/*/predictions/*.parquet"))
+    }
     return found | own
 
 

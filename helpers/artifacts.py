@@ -38,10 +38,24 @@ SUFFIXES = (".safetensors", ".skops")
 LARGEST_CARD, LARGEST_FILE = 2**20, 2**31  # bytes
 SAME_PROBABILITY = 1e-3  # of the probe; another processor or library rounds otherwise, another front-end is far away
 PACKAGES = ["numpy", "scipy", "scikit-learn", "torch", "librosa", "soxr", "skops", "safetensors"]
-NETWORKS = ("DNN", "MelCNN", "MelResNet", "AlexNet1D", "ResNet1D", "Recurrent", "Transformer", "ConvLSTM", "MeansConv")
+NETWORKS = (
+    "DNN",
+    "MelCNN",
+    "MelResNet",
+    "AlexNet1D",
+    "ResNet1D",
+    "Recurrent",
+    "Transformer",
+    "ConvLSTM",
+    "MeansConv",
+)
 # what a pipeline of helpers.estimators is made of, besides what skops trusts by itself
-TRUSTED = ["sklearn.calibration._CalibratedClassifier", "sklearn.calibration._TemperatureScaling",
-           "helpers.estimators.ClippedScaler", "helpers.estimators.ShrunkLDA"]
+TRUSTED = [
+    "sklearn.calibration._CalibratedClassifier",
+    "sklearn.calibration._TemperatureScaling",
+    "helpers.estimators.ClippedScaler",
+    "helpers.estimators.ShrunkLDA",
+]
 
 
 class Refused(ValueError):
@@ -54,7 +68,9 @@ class RunningNetwork:
     def __init__(self, net: torch.nn.Module):
         if isinstance(net, nets.MelCNN):
             net.blocks = torch.nn.ModuleList(map(_lean, net.blocks))
-        self.net = net.to(memory_format=torch.channels_last)  # convolutions of images are half as long
+        self.net = net.to(
+            memory_format=torch.channels_last
+        )  # convolutions of images are half as long
 
     @torch.inference_mode()
     def __call__(self, inputs: np.ndarray) -> np.ndarray:
@@ -88,7 +104,12 @@ class NetworkPart:
         return {f"{stem}.safetensors": _tensor_bytes(self.weights)}
 
     def described(self) -> dict:
-        return {"kind": "network", "build": self.build, "options": self.options, "shape": list(self.shape)}
+        return {
+            "kind": "network",
+            "build": self.build,
+            "options": self.options,
+            "shape": list(self.shape),
+        }
 
     @classmethod
     def read(cls, about: dict, files: dict[str, bytes], n_classes: int) -> "NetworkPart":
@@ -98,11 +119,18 @@ class NetworkPart:
         part = cls(about["build"], about["options"], tuple(about["shape"]), read_tensors(content))
         with torch.device("meta"):  # no memory is taken for what a card merely claims
             expected = getattr(nets, part.build)(n_classes, part.shape, **part.options).state_dict()
-        wrong = [name for name in expected.keys() | part.weights.keys()
-                 if name not in expected or name not in part.weights or part.weights[name].shape != expected[name].shape]
+        wrong = [
+            name
+            for name in expected.keys() | part.weights.keys()
+            if name not in expected
+            or name not in part.weights
+            or part.weights[name].shape != expected[name].shape
+        ]
         if wrong:
-            raise Refused(f"its weights are not those of {part.build} with {str(part.options)[:200]}: they differ in "
-                          f"{', '.join(sorted(wrong)[:5])}")
+            raise Refused(
+                f"its weights are not those of {part.build} with {str(part.options)[:200]}: they differ in "
+                f"{', '.join(sorted(wrong)[:5])}"
+            )
         return part
 
     def net(self, n_classes: int) -> torch.nn.Module:
@@ -135,7 +163,9 @@ class ClassicalPart:
         (content,) = files.values()
         strange = set(skops.io.get_untrusted_types(data=content)) - set(TRUSTED)
         if strange:
-            raise Refused(f"it holds objects of types that are not vetted: {', '.join(sorted(strange)[:5])}")
+            raise Refused(
+                f"it holds objects of types that are not vetted: {', '.join(sorted(strange)[:5])}"
+            )
         estimator = skops.io.loads(content, trusted=TRUSTED)
         found = getattr(estimator, "classes_", None)
         if found is None or not np.isin(found, np.arange(n_classes)).all():
@@ -158,7 +188,11 @@ class TreesPart:
     trees: Trees
 
     def files(self, stem: str) -> dict[str, bytes]:
-        return {f"{stem}.safetensors": _tensor_bytes({name: getattr(self.trees, name) for name in ARRAYS})}
+        return {
+            f"{stem}.safetensors": _tensor_bytes(
+                {name: getattr(self.trees, name) for name in ARRAYS}
+            )
+        }
 
     def described(self) -> dict:
         return {"kind": "trees", "boosted": self.trees.boosted, "strict": self.trees.strict}
@@ -168,7 +202,9 @@ class TreesPart:
         (content,) = files.values()
         part = cls(Trees(**read_tensors(content), boosted=about["boosted"], strict=about["strict"]))
         if len(part.trees.base) != n_classes:
-            raise Refused(f"its trees know {len(part.trees.base)} classes, its card {n_classes} emotions")
+            raise Refused(
+                f"its trees know {len(part.trees.base)} classes, its card {n_classes} emotions"
+            )
         return part
 
     def predictor(self, n_classes: int):
@@ -206,23 +242,38 @@ class LinearPart:
         (content,) = files.values()
         part = cls(**read_tensors(content))
         n = part.mean.size
-        if not (part.mean.shape == part.scale.shape == (n,) and part.weights.shape == (n_classes, n)
-                and part.bias.shape == (n_classes,) and (part.scale > 0).all() and np.isfinite(part.bias).any()
-                and part.limit.shape == () and part.limit > 0):
-            raise Refused(f"its arrays are no linear classifier of {n_classes} emotions: mean {part.mean.shape}, scale "
-                          f"{part.scale.shape}, weights {part.weights.shape}, bias {part.bias.shape}, limit {part.limit}")
+        if not (
+            part.mean.shape == part.scale.shape == (n,)
+            and part.weights.shape == (n_classes, n)
+            and part.bias.shape == (n_classes,)
+            and (part.scale > 0).all()
+            and np.isfinite(part.bias).any()
+            and part.limit.shape == ()
+            and part.limit > 0
+        ):
+            raise Refused(
+                f"its arrays are no linear classifier of {n_classes} emotions: mean {part.mean.shape}, scale "
+                f"{part.scale.shape}, weights {part.weights.shape}, bias {part.bias.shape}, limit {part.limit}"
+            )
         return part
 
     def predictor(self, n_classes: int):
         def predict(inputs: np.ndarray) -> np.ndarray:
-            scaled = np.clip((inputs.astype(np.float64) - self.mean) / self.scale, -self.limit, self.limit)
+            scaled = np.clip(
+                (inputs.astype(np.float64) - self.mean) / self.scale, -self.limit, self.limit
+            )
             return softmax(scaled @ self.weights.T + self.bias)
 
         return predict
 
 
 PartOfArtifact = NetworkPart | ClassicalPart | TreesPart | LinearPart
-PARTS = {"network": NetworkPart, "classical": ClassicalPart, "trees": TreesPart, "linear": LinearPart}
+PARTS = {
+    "network": NetworkPart,
+    "classical": ClassicalPart,
+    "trees": TreesPart,
+    "linear": LinearPart,
+}
 
 
 def answering(variants: list[str], enrolment: list | None) -> str:
@@ -274,9 +325,15 @@ class Artifact:
     def n_weights(self) -> int:
         """Of its network; 0 where there is none."""
         part = self.parts["inductive"]
-        return sum(values.size for values in part.weights.values()) if isinstance(part, NetworkPart) else 0
+        return (
+            sum(values.size for values in part.weights.values())
+            if isinstance(part, NetworkPart)
+            else 0
+        )
 
-    def probabilities(self, signals: list[np.ndarray] | Clips, enrolment: list[np.ndarray] | Clips | None = None) -> np.ndarray:
+    def probabilities(
+        self, signals: list[np.ndarray] | Clips, enrolment: list[np.ndarray] | Clips | None = None
+    ) -> np.ndarray:
         """Compute probabilities, shape ``(n_signals, n_emotions)``.
 
         Parameters
@@ -292,8 +349,14 @@ class Artifact:
         """Compute probabilities of one variant; `known` are the enrolment clips."""
         if variant == "inductive":
             running = self._predictor(variant)
-            return running.decide(self.seen(clips)) if self.card["space"] == "embeddings" else running(clips.read(self.input))
-        normalised = features.normalise_by_enrolment(self.seen(clips), self.seen(known), self.usual["mean"], self.usual["std"])
+            return (
+                running.decide(self.seen(clips))
+                if self.card["space"] == "embeddings"
+                else running(clips.read(self.input))
+            )
+        normalised = features.normalise_by_enrolment(
+            self.seen(clips), self.seen(known), self.usual["mean"], self.usual["std"]
+        )
         return self._predictor(variant)(normalised)
 
     def seen(self, clips: Clips) -> np.ndarray:
@@ -310,7 +373,10 @@ class Artifact:
         """Return how far clips lie from the training clips, 1 for the farthest hundredth of those; None if it is not known."""
         if "clip_mean" not in self.usual:
             return None
-        return distances(self.seen(clips), self.usual["clip_mean"], self.usual["clip_std"]) / self.card["farthest"]
+        return (
+            distances(self.seen(clips), self.usual["clip_mean"], self.usual["clip_std"])
+            / self.card["farthest"]
+        )
 
     def _predictor(self, variant: str):
         if variant not in self._made:
@@ -341,14 +407,24 @@ def usual_speaker(values: np.ndarray, speakers: np.ndarray) -> tuple[dict[str, n
     """
     values = values.astype(np.float64)
     own = [values[speakers == speaker] for speaker in np.unique(speakers)]
-    usual = {"mean": np.mean([v.mean(axis=0) for v in own], axis=0),
-             "std": np.sqrt(np.mean([v.var(axis=0) for v in own], axis=0)),
-             "clip_mean": values.mean(axis=0), "clip_std": values.std(axis=0)}
+    usual = {
+        "mean": np.mean([v.mean(axis=0) for v in own], axis=0),
+        "std": np.sqrt(np.mean([v.var(axis=0) for v in own], axis=0)),
+        "clip_mean": values.mean(axis=0),
+        "clip_std": values.std(axis=0),
+    }
     return usual, float(np.percentile(distances(values, usual["clip_mean"], usual["clip_std"]), 99))
 
 
-def save(folder: Path, parts: dict[str, PartOfArtifact], inputs: Input, about: dict,
-         usual: dict[str, np.ndarray] | None = None, space: str = "inputs", farthest: float = 1.0) -> Path:
+def save(
+    folder: Path,
+    parts: dict[str, PartOfArtifact],
+    inputs: Input,
+    about: dict,
+    usual: dict[str, np.ndarray] | None = None,
+    space: str = "inputs",
+    farthest: float = 1.0,
+) -> Path:
     """Save a model.
 
     Parameters
@@ -373,8 +449,10 @@ def save(folder: Path, parts: dict[str, PartOfArtifact], inputs: Input, about: d
         The folder; what was in it before is gone.
     """
     if about["emotions"] != emotion_order(about["emotions"]):
-        raise ValueError(f"emotions are {about['emotions']}; give them in the order of the model's outputs, which is the "
-                         f"project's: {emotion_order(about['emotions'])}")
+        raise ValueError(
+            f"emotions are {about['emotions']}; give them in the order of the model's outputs, which is the "
+            f"project's: {emotion_order(about['emotions'])}"
+        )
     contents, described = {}, {}
     for variant, part in parts.items():
         files = part.files(variant)
@@ -383,10 +461,15 @@ def save(folder: Path, parts: dict[str, PartOfArtifact], inputs: Input, about: d
     if usual:
         contents["usual.safetensors"] = _tensor_bytes(usual)
     card = about | {
-        "format": FORMAT, "sampling_rate": audio.SAMPLING_RATE, "space": space, "farthest": farthest,
+        "format": FORMAT,
+        "sampling_rate": audio.SAMPLING_RATE,
+        "space": space,
+        "farthest": farthest,
         "input": asdict(inputs),
-        "parts": described, "files": {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
-        "versions": versions()}
+        "parts": described,
+        "files": {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
+        "versions": versions(),
+    }
     made = Artifact(card, parts, usual or {})
     card["probe"] = {variant: _answers(made, variant) for variant in parts}
     return _write(Path(folder), contents | {"card.json": json.dumps(card, indent=1).encode()})
@@ -423,24 +506,44 @@ class Average:
         """Return what the members of a variant read."""
         return [self.members[name].input for name in self.card["weights"][variant]]
 
-    def probabilities(self, signals: list[np.ndarray] | Clips, enrolment: list[np.ndarray] | Clips | None = None) -> np.ndarray:
+    def probabilities(
+        self, signals: list[np.ndarray] | Clips, enrolment: list[np.ndarray] | Clips | None = None
+    ) -> np.ndarray:
         """Compute probabilities, as :meth:`Artifact.probabilities` does."""
-        variant, clips, known = answering(self.variants, enrolment), _clips(signals), _clips(enrolment)
+        variant, clips, known = (
+            answering(self.variants, enrolment),
+            _clips(signals),
+            _clips(enrolment),
+        )
         weights = self.card["weights"][variant]
         for some in filter(None, (clips, known)):
             some.prepare(self.inputs_of(variant))
         large_first = sorted(weights, key=lambda name: -self.members[name].n_weights)
-        stack = np.stack(side_by_side(lambda name: self.members[name].answer(variant, clips, known), large_first))
-        return pool(stack, np.array([weights[name] for name in large_first]) / self.card["temperature"][variant])
+        stack = np.stack(
+            side_by_side(lambda name: self.members[name].answer(variant, clips, known), large_first)
+        )
+        return pool(
+            stack,
+            np.array([weights[name] for name in large_first]) / self.card["temperature"][variant],
+        )
 
     def distances(self, clips: Clips) -> np.ndarray | None:
         """Return the mean of what the members say, as :meth:`Artifact.distances` does."""
         found = [member.distances(clips) for member in self.members.values()]
-        return np.mean([one for one in found if one is not None], axis=0) if any(one is not None for one in found) else None
+        return (
+            np.mean([one for one in found if one is not None], axis=0)
+            if any(one is not None for one in found)
+            else None
+        )
 
 
-def save_average(folder: Path, members: dict[str, Path], weights: dict[str, dict[str, float]], temperature: dict[str, float],
-                 about: dict) -> Path:
+def save_average(
+    folder: Path,
+    members: dict[str, Path],
+    weights: dict[str, dict[str, float]],
+    temperature: dict[str, float],
+    about: dict,
+) -> Path:
     """Save an average; its members are copied into it, so that the folder can go alone.
 
     Parameters
@@ -457,10 +560,21 @@ def save_average(folder: Path, members: dict[str, Path], weights: dict[str, dict
         The card, as for :func:`save`.
     """
     models = {name: load(place) for name, place in members.items()}
-    contents = {f"{name}/{path.name}": path.read_bytes() for name, place in members.items() for path in Path(place).iterdir()}
+    contents = {
+        f"{name}/{path.name}": path.read_bytes()
+        for name, place in members.items()
+        for path in Path(place).iterdir()
+    }
     digests = {name: hashlib.sha256(contents[f"{name}/card.json"]).hexdigest() for name in members}
-    card = about | {"format": FORMAT, "sampling_rate": audio.SAMPLING_RATE, "members": digests, "weights": weights,
-                    "temperature": temperature, "files": {}, "versions": versions()}
+    card = about | {
+        "format": FORMAT,
+        "sampling_rate": audio.SAMPLING_RATE,
+        "members": digests,
+        "weights": weights,
+        "temperature": temperature,
+        "files": {},
+        "versions": versions(),
+    }
     card["probe"] = {variant: _answers(Average(card, models), variant) for variant in weights}
     return _write(Path(folder), contents | {"card.json": json.dumps(card, indent=1).encode()})
 
@@ -487,20 +601,32 @@ def load(folder: Path) -> Artifact | Average:
             average = _read_average(folder, card)
             _require_same_answers(average)
             return average
-        usual = read_tensors(contents["usual.safetensors"]) if "usual.safetensors" in contents else {}
+        usual = (
+            read_tensors(contents["usual.safetensors"]) if "usual.safetensors" in contents else {}
+        )
         if card["space"] not in ("inputs", "embeddings") or not card["farthest"] > 0:
-            raise Refused(f"its space is {card['space']!r}, its farthest clip {card['farthest']}: expected inputs or "
-                          "embeddings, and a number above 0")
-        parts = {variant: PARTS[about["kind"]].read(about, {name: contents[name] for name in about["files"]}, len(emotions))
-                 for variant, about in card["parts"].items()}
+            raise Refused(
+                f"its space is {card['space']!r}, its farthest clip {card['farthest']}: expected inputs or "
+                "embeddings, and a number above 0"
+            )
+        parts = {
+            variant: PARTS[about["kind"]].read(
+                about, {name: contents[name] for name in about["files"]}, len(emotions)
+            )
+            for variant, about in card["parts"].items()
+        }
         artifact = Artifact(card, parts, usual)
         if "inductive" not in parts or parts.keys() != card["probe"].keys():
-            raise Refused(f"it has the variants {list(parts)} and probes of {list(card['probe'])}; expected inductive among "
-                          "them, and a probe for each")
+            raise Refused(
+                f"it has the variants {list(parts)} and probes of {list(card['probe'])}; expected inductive among "
+                "them, and a probe for each"
+            )
         _require_same_answers(artifact)
     except Refused as refusal:
         raise Refused(f"{folder}: refused, {refusal}") from None
-    except Exception as error:  # whatever a damaged or hostile file makes a library say, it is a refusal
+    except (
+        Exception
+    ) as error:  # whatever a damaged or hostile file makes a library say, it is a refusal
         what = f"{type(error).__name__}: {str(error)[:300]}"
         raise Refused(f"{folder}: refused, it does not hold what its card says ({what})") from error
     return artifact
@@ -523,7 +649,10 @@ def made_of(folder: Path, recipe: str) -> Artifact | Average | None:
 
 def versions() -> dict[str, str]:
     """Return the versions of what a probability depends on."""
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
+    }
 
 
 def probe_signal() -> np.ndarray:
@@ -531,8 +660,13 @@ def probe_signal() -> np.ndarray:
     time = np.arange(2 * audio.SAMPLING_RATE) / audio.SAMPLING_RATE
     pitch = 120 + 40 * np.sin(2 * np.pi * 0.7 * time) + 15 * np.sin(2 * np.pi * 2.3 * time)
     phase = 2 * np.pi * np.cumsum(pitch) / audio.SAMPLING_RATE
-    voice = sum(np.sin(k * phase + k) * (0.6 + 0.4 * np.sin(2 * np.pi * (0.5 + k / 7) * time)) / k for k in range(1, 25))
-    breath = np.modf(np.abs(np.sin(np.arange(len(time)) * 12.9898) * 43758.5453))[0] - 0.5  # noise without a generator
+    voice = sum(
+        np.sin(k * phase + k) * (0.6 + 0.4 * np.sin(2 * np.pi * (0.5 + k / 7) * time)) / k
+        for k in range(1, 25)
+    )
+    breath = (
+        np.modf(np.abs(np.sin(np.arange(len(time)) * 12.9898) * 43758.5453))[0] - 0.5
+    )  # noise without a generator
     loudness = np.clip(np.sin(2 * np.pi * 1.5 * time) + 0.4, 0, None)
     return (0.1 * voice * loudness + 0.003 * breath).astype(np.float32)
 
@@ -543,10 +677,17 @@ def _tensor_bytes(arrays: dict[str, np.ndarray]) -> bytes:
 
 def _write(folder: Path, contents: dict[str, bytes]) -> Path:
     """Replace an artefact by these files; the card comes last, so that a folder with a card is whole."""
-    strange = [path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".json", *SUFFIXES)
-               and not path.name.startswith(".")]  # what a killed writer leaves
+    strange = [
+        path
+        for path in folder.rglob("*")
+        if path.is_file()
+        and path.suffix not in (".json", *SUFFIXES)
+        and not path.name.startswith(".")
+    ]  # what a killed writer leaves
     if strange:
-        raise ValueError(f"{folder} holds {strange[0].name}, so it is no model that could be replaced: give another folder")
+        raise ValueError(
+            f"{folder} holds {strange[0].name}, so it is no model that could be replaced: give another folder"
+        )
     shutil.rmtree(folder, ignore_errors=True)
     for name, content in contents.items():
         write_atomically(folder / name, lambda handle, content=content: handle.write(content))
@@ -561,17 +702,27 @@ def _read_average(folder: Path, card: dict) -> Average:
     members = {}
     for name, digest in card["members"].items():
         if hashlib.sha256((folder / name / "card.json").read_bytes()).hexdigest() != digest:
-            raise Refused(f"its member {name} is not the one that was saved (the hash of its card differs)")
+            raise Refused(
+                f"its member {name} is not the one that was saved (the hash of its card differs)"
+            )
         members[name] = load(folder / name)
         if not isinstance(members[name], Artifact) or members[name].emotions != card["emotions"]:
-            raise Refused(f"its member {name} has other emotions ({members[name].emotions}), or is an average itself")
+            raise Refused(
+                f"its member {name} has other emotions ({members[name].emotions}), or is an average itself"
+            )
     weights = card["weights"]
     for variant, own in weights.items():
-        if not own or not all(isinstance(w, (int, float)) and 0 <= w < 100 and variant in members[name].parts
-                              for name, w in own.items()):
-            raise Refused(f"its weights of the variant {variant} are not those of its members: {str(own)[:200]}")
+        if not own or not all(
+            isinstance(w, (int, float)) and 0 <= w < 100 and variant in members[name].parts
+            for name, w in own.items()
+        ):
+            raise Refused(
+                f"its weights of the variant {variant} are not those of its members: {str(own)[:200]}"
+            )
         if not 0.01 < card["temperature"][variant] < 100:
-            raise Refused(f"its temperature of the variant {variant} is {card['temperature'][variant]}; expected 0.01 to 100")
+            raise Refused(
+                f"its temperature of the variant {variant} is {card['temperature'][variant]}; expected 0.01 to 100"
+            )
     if "inductive" not in weights or weights.keys() != card["probe"].keys():
         raise Refused(f"it has weights for {list(weights)} and probes for {list(card['probe'])}")
     return Average(card, members)
@@ -581,12 +732,17 @@ def _read_average(folder: Path, card: dict) -> Average:
 def _probe() -> tuple[Clips, Clips]:
     """The probe and its halves, as the enrolment; what one model reads of them, the next need not make again."""
     signal = probe_signal()
-    return Clips([signal]), Clips([signal[: len(signal) // 2], signal[len(signal) // 2:]])
+    return Clips([signal]), Clips([signal[: len(signal) // 2], signal[len(signal) // 2 :]])
 
 
 def _answers(artifact: Artifact | Average, variant: str) -> list[float]:
     whole, halves = _probe()
-    return [round(float(p), 6) for p in artifact.probabilities(whole, halves if variant == "speaker-normalised" else None)[0]]
+    return [
+        round(float(p), 6)
+        for p in artifact.probabilities(whole, halves if variant == "speaker-normalised" else None)[
+            0
+        ]
+    ]
 
 
 def _require_same_answers(artifact: Artifact | Average) -> None:
@@ -595,10 +751,16 @@ def _require_same_answers(artifact: Artifact | Average) -> None:
         found = _answers(artifact, variant)
         if len(expected) != len(found) or not np.allclose(found, expected, atol=SAME_PROBABILITY):
             now = versions()
-            differ = [f"{name} {then.get(name)} then, {now[name]} now" for name in now if then.get(name) != now[name]]
-            raise Refused(f"it answers the probe otherwise than when it was saved ({variant}: {found}, expected {expected}); "
-                          f"{'; '.join(differ) or 'all versions are the same, so the front-end or the network changed'}. "
-                          "Install the versions of its card, or train it again")
+            differ = [
+                f"{name} {then.get(name)} then, {now[name]} now"
+                for name in now
+                if then.get(name) != now[name]
+            ]
+            raise Refused(
+                f"it answers the probe otherwise than when it was saved ({variant}: {found}, expected {expected}); "
+                f"{'; '.join(differ) or 'all versions are the same, so the front-end or the network changed'}. "
+                "Install the versions of its card, or train it again"
+            )
 
 
 def _read_card(folder: Path) -> dict:
@@ -607,14 +769,24 @@ def _read_card(folder: Path) -> dict:
         raise Refused(f"card.json is a link, or larger than {LARGEST_CARD} bytes")
     card = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(card, dict) or card.get("format") != FORMAT:
-        raise Refused(f"its card has the format {str(card)[:20] if not isinstance(card, dict) else card.get('format')}; this "
-                      f"version reads {FORMAT}")
+        raise Refused(
+            f"its card has the format {str(card)[:20] if not isinstance(card, dict) else card.get('format')}; this "
+            f"version reads {FORMAT}"
+        )
     emotions = card.get("emotions")
-    good = isinstance(emotions, list) and all(isinstance(e, str) and e for e in emotions) and len(emotions) >= 2
+    good = (
+        isinstance(emotions, list)
+        and all(isinstance(e, str) and e for e in emotions)
+        and len(emotions) >= 2
+    )
     if not good or emotions != emotion_order(emotions) or len(set(emotions)) != len(emotions):
-        raise Refused(f"its classes {str(emotions)[:200]} are no list of different emotions in the project's order")
+        raise Refused(
+            f"its classes {str(emotions)[:200]} are no list of different emotions in the project's order"
+        )
     if card["sampling_rate"] != audio.SAMPLING_RATE:
-        raise Refused(f"it is for {card['sampling_rate']} Hz, this version works at {audio.SAMPLING_RATE} Hz")
+        raise Refused(
+            f"it is for {card['sampling_rate']} Hz, this version works at {audio.SAMPLING_RATE} Hz"
+        )
     return card
 
 
@@ -624,16 +796,22 @@ def _read_files(folder: Path, card: dict) -> dict[str, bytes]:
     for name, digest in card["files"].items():
         path = folder / name
         if Path(name).name != name or path.suffix not in SUFFIXES or path.is_symlink():
-            raise Refused(f"it names {name!r}: only files of its own folder, .safetensors and .skops, are read")
+            raise Refused(
+                f"it names {name!r}: only files of its own folder, .safetensors and .skops, are read"
+            )
         if not path.is_file() or path.stat().st_size > LARGEST_FILE:
             raise Refused(f"{name} is not there, or larger than {LARGEST_FILE} bytes")
         contents[name] = path.read_bytes()
         if hashlib.sha256(contents[name]).hexdigest() != digest:
             raise Refused(f"{name} is not the file that was saved (its hash differs)")
     members = card.get("members", {})
-    if strange := [name for name in members if Path(name).name != name or (folder / name).is_symlink()]:
+    if strange := [
+        name for name in members if Path(name).name != name or (folder / name).is_symlink()
+    ]:
         raise Refused(f"it names {strange[0]!r}: only folders of its own folder are read")
     others = {path.name for path in folder.iterdir()} - {"card.json", *contents, *members}
     if others:
-        raise Refused(f"it holds files that its card does not name: {', '.join(sorted(others)[:5])}")
+        raise Refused(
+            f"it holds files that its card does not name: {', '.join(sorted(others)[:5])}"
+        )
     return contents

@@ -31,7 +31,9 @@ from numpy.lib.stride_tricks import sliding_window_view
 from helpers.cache import fetch, recipe_hash
 from helpers.parallel import over_clips, side_by_side
 
-SAMPLING_RATE = 16_000  # Hz; speech below 8 kHz is what all corpora and all pretrained speech models share
+SAMPLING_RATE = (
+    16_000  # Hz; speech below 8 kHz is what all corpora and all pretrained speech models share
+)
 MIN_DURATION_S = 0.2  # shorter clips hold no syllable
 LONG_DURATION_S = 60.0  # longer ones are conversations, not utterances
 TRIM_DB = 40.0  # leading and trailing frames this far below the loudest frame are silence
@@ -40,10 +42,24 @@ CLIPPED_SHARE = 0.001  # share of samples at full scale from which a clip counts
 SAME_SHOWN = 10  # clips of the same audio that the quality report names beside each: of thousands of empty ones, not all
 PIECE_S = 7.0  # longer clips are cut for models whose cost grows with the square of the duration
 PIECE_OVERLAP_S = 1.0  # so that no syllable falls between two pieces
-LEVEL_DBFS, FLOOR_DBFS, TOP_HZ = -20.0, -60.0, 7_000.0  # of a levelled clip: loudest 32 ms, noise floor, end of the band
+LEVEL_DBFS, FLOOR_DBFS, TOP_HZ = (
+    -20.0,
+    -60.0,
+    7_000.0,
+)  # of a levelled clip: loudest 32 ms, noise floor, end of the band
 KEPT_PAUSE_S = 0.3  # shorter pauses are part of how something is said
 AUDIO_SUFFIXES = {".wav", ".flac", ".opus", ".ogg", ".mp3", ".aiff", ".aif", ".au"}
-OTHER_SUFFIXES = {".m4a", ".mp4", ".aac", ".webm", ".wma", ".amr", ".3gp", ".mov", ".mkv"}  # read by ffmpeg alone
+OTHER_SUFFIXES = {
+    ".m4a",
+    ".mp4",
+    ".aac",
+    ".webm",
+    ".wma",
+    ".amr",
+    ".3gp",
+    ".mov",
+    ".mkv",
+}  # read by ffmpeg alone
 
 
 def is_audio(path: Path, suffixes: set[str] = AUDIO_SUFFIXES) -> bool:
@@ -51,8 +67,12 @@ def is_audio(path: Path, suffixes: set[str] = AUDIO_SUFFIXES) -> bool:
     return path.suffix.lower() in suffixes and not path.name.startswith(".")
 
 
-def load(path: str | Path, start_s: float | None = None, end_s: float | None = None,
-         sampling_rate: int = SAMPLING_RATE) -> np.ndarray:
+def load(
+    path: str | Path,
+    start_s: float | None = None,
+    end_s: float | None = None,
+    sampling_rate: int = SAMPLING_RATE,
+) -> np.ndarray:
     """Decode an audio file, or a part of it, to a mono signal.
 
     Parameters
@@ -91,8 +111,15 @@ def measure(path: str | Path, start_s: float | None = None, end_s: float | None 
         ``level_dbfs`` (loudest 32 ms), ``clipped_share`` (0–1), ``quality``: "ok", or the faults found, joined by "; ".
         Faults that start with "unusable" exclude the clip from the later notebooks.
     """
-    nothing = {"duration_s": np.nan, "audio_hash": "", "sampling_rate": 0, "channels": 0, "peak_dbfs": np.nan,
-               "level_dbfs": np.nan, "clipped_share": np.nan}
+    nothing = {
+        "duration_s": np.nan,
+        "audio_hash": "",
+        "sampling_rate": 0,
+        "channels": 0,
+        "peak_dbfs": np.nan,
+        "level_dbfs": np.nan,
+        "clipped_share": np.nan,
+    }
     try:
         signal, native_rate, channels, short = _decode(path, start_s, end_s)
     except (ValueError, OSError) as error:
@@ -101,17 +128,34 @@ def measure(path: str | Path, start_s: float | None = None, end_s: float | None 
     level = 20 * np.log10(frame_rms(resampled).max() + 1e-10)
     clipped = float(np.mean(np.abs(signal) >= 0.999))
     duration = len(signal) / native_rate
-    faults = [text for found, text in [
-        (duration < MIN_DURATION_S, f"unusable: {duration:.2f} s, shorter than {MIN_DURATION_S} s"),
-        (level < SILENT_DBFS, f"unusable: silent (loudest 32 ms at {level:.0f} dBFS)"),
-        (duration > LONG_DURATION_S, f"{duration:.0f} s long: cut it into utterances"),
-        (short, "cut short: fewer samples than its header or its times promise"),
-        (clipped > CLIPPED_SHARE, f"clipped ({clipped:.1%} of samples at full scale)"),
-        (native_rate < SAMPLING_RATE, f"sampled at {native_rate} Hz: nothing above {native_rate // 2} Hz"),
-    ] if found]
-    return {"duration_s": duration, "audio_hash": hash_samples(resampled), "sampling_rate": native_rate,
-            "channels": channels, "peak_dbfs": float(20 * np.log10(np.abs(signal).max() + 1e-10)),
-            "level_dbfs": float(level), "clipped_share": clipped, "quality": "; ".join(faults) or "ok"}
+    faults = [
+        text
+        for found, text in [
+            (
+                duration < MIN_DURATION_S,
+                f"unusable: {duration:.2f} s, shorter than {MIN_DURATION_S} s",
+            ),
+            (level < SILENT_DBFS, f"unusable: silent (loudest 32 ms at {level:.0f} dBFS)"),
+            (duration > LONG_DURATION_S, f"{duration:.0f} s long: cut it into utterances"),
+            (short, "cut short: fewer samples than its header or its times promise"),
+            (clipped > CLIPPED_SHARE, f"clipped ({clipped:.1%} of samples at full scale)"),
+            (
+                native_rate < SAMPLING_RATE,
+                f"sampled at {native_rate} Hz: nothing above {native_rate // 2} Hz",
+            ),
+        ]
+        if found
+    ]
+    return {
+        "duration_s": duration,
+        "audio_hash": hash_samples(resampled),
+        "sampling_rate": native_rate,
+        "channels": channels,
+        "peak_dbfs": float(20 * np.log10(np.abs(signal).max() + 1e-10)),
+        "level_dbfs": float(level),
+        "clipped_share": clipped,
+        "quality": "; ".join(faults) or "ok",
+    }
 
 
 def measure_all(utterances: pd.DataFrame, n_jobs: int = -1) -> pd.DataFrame:
@@ -149,8 +193,11 @@ def same_audio(table: pd.DataFrame, utterance_ids: pd.Series) -> pd.Series:
         for i in same:
             others = [ids[j] for j in same[: SAME_SHOWN + 1] if j != i][:SAME_SHOWN]
             more = len(same) - 1 - len(others)
-            quality[i] = ("" if quality[i] == "ok" else quality[i] + "; ") + f"same audio as {', '.join(others)}" + (
-                f" and {more} more" if more else "")
+            quality[i] = (
+                ("" if quality[i] == "ok" else quality[i] + "; ")
+                + f"same audio as {', '.join(others)}"
+                + (f" and {more} more" if more else "")
+            )
     return pd.Series(quality, dtype=table["quality"].dtype)
 
 
@@ -178,7 +225,9 @@ def levelled(signal: np.ndarray) -> np.ndarray:
     step, delay = n_fft - len(taps) + 1, len(taps) // 2
     padded = np.pad(signal.astype(float), (delay, delay + -len(signal) % step))
     pieces = sliding_window_view(padded, n_fft)[::step]
-    filtered = scipy.fft.irfft(scipy.fft.rfft(pieces) * scipy.fft.rfft(taps, n_fft), n_fft)[:, len(taps) - 1:].ravel()
+    filtered = scipy.fft.irfft(scipy.fft.rfft(pieces) * scipy.fft.rfft(taps, n_fft), n_fft)[
+        :, len(taps) - 1 :
+    ].ravel()
     return (filtered[: len(signal)] + noise_floor(len(signal))).astype(np.float32)
 
 
@@ -214,8 +263,12 @@ def traits(signal: np.ndarray) -> dict[str, float]:
     spectrum = np.abs(np.fft.rfft(signal * np.hanning(len(signal)))) ** 2
     edge = np.searchsorted(np.cumsum(spectrum), 0.99 * spectrum.sum())
     low, high = np.percentile(level, [10, 90])
-    return {"duration_s": len(signal) / SAMPLING_RATE, "level_dbfs": float(level.max()), "snr_db": float(high - low),
-            "bandwidth_hz": float(edge * SAMPLING_RATE / len(signal))}
+    return {
+        "duration_s": len(signal) / SAMPLING_RATE,
+        "level_dbfs": float(level.max()),
+        "snr_db": float(high - low),
+        "bandwidth_hz": float(edge * SAMPLING_RATE / len(signal)),
+    }
 
 
 def trim(signal: np.ndarray, top_db: float = TRIM_DB, hop_length: int = 160) -> np.ndarray:
@@ -225,7 +278,7 @@ def trim(signal: np.ndarray, top_db: float = TRIM_DB, hop_length: int = 160) -> 
     """
     rms = frame_rms(signal, hop_length=hop_length)
     heard = np.flatnonzero(rms > rms.max() * 10 ** (-top_db / 20))
-    return signal[heard[0] * hop_length: (heard[-1] + 1) * hop_length] if len(heard) else signal
+    return signal[heard[0] * hop_length : (heard[-1] + 1) * hop_length] if len(heard) else signal
 
 
 def voice_activity(signal: np.ndarray, method: str = "auto") -> np.ndarray:
@@ -252,12 +305,16 @@ def voice_activity(signal: np.ndarray, method: str = "auto") -> np.ndarray:
     """
     detector = _silero() if method in ("auto", "silero") else None
     if method == "silero" and detector is None:
-        raise ModuleNotFoundError("silero-vad is not installed: pip install silero-vad, or use method='energy'")
+        raise ModuleNotFoundError(
+            "silero-vad is not installed: pip install silero-vad, or use method='energy'"
+        )
     if detector is not None:
         parts = np.array(detector(signal), int).reshape(-1, 2)
     else:
         rms = frame_rms(signal)
-        heard = np.concatenate([[0], rms > max(rms.max() * 10 ** (-TRIM_DB / 20), 10 ** (SILENT_DBFS / 20)), [0]]).astype(int)
+        heard = np.concatenate(
+            [[0], rms > max(rms.max() * 10 ** (-TRIM_DB / 20), 10 ** (SILENT_DBFS / 20)), [0]]
+        ).astype(int)
         parts = np.flatnonzero(np.diff(heard)).reshape(-1, 2) * 160
     if not len(parts):
         return parts
@@ -272,12 +329,21 @@ def speech_only(signal: np.ndarray, parts: np.ndarray, margin_s: float = 0.1) ->
     A clip in which no speech was found is returned as it is: that a detector is deaf to a whisper is no reason to lose it.
     """
     margin = round(margin_s * SAMPLING_RATE)
-    ends = [0, *((a[1] + b[0]) // 2 for a, b in itertools.pairwise(parts)), len(signal)]  # margins never overlap
-    kept = [signal[max(start - margin, ends[i]): min(stop + margin, ends[i + 1])] for i, (start, stop) in enumerate(parts)]
+    ends = [
+        0,
+        *((a[1] + b[0]) // 2 for a, b in itertools.pairwise(parts)),
+        len(signal),
+    ]  # margins never overlap
+    kept = [
+        signal[max(start - margin, ends[i]) : min(stop + margin, ends[i + 1])]
+        for i, (start, stop) in enumerate(parts)
+    ]
     return np.concatenate(kept) if kept else signal
 
 
-def pieces(n_samples: int, longest_s: float = PIECE_S, overlap_s: float = PIECE_OVERLAP_S) -> list[slice]:
+def pieces(
+    n_samples: int, longest_s: float = PIECE_S, overlap_s: float = PIECE_OVERLAP_S
+) -> list[slice]:
     """Cut a long clip into as few pieces of equal length as possible, evenly spread, that overlap.
 
     Parameters
@@ -293,13 +359,18 @@ def pieces(n_samples: int, longest_s: float = PIECE_S, overlap_s: float = PIECE_
         One for a clip that is not too long; none of the clip's samples is lost.
     """
     if not 0 <= overlap_s < longest_s:
-        raise ValueError(f"pieces of {longest_s} s can't overlap by {overlap_s} s: give an overlap of at least 0 and less "
-                         "than a piece")
+        raise ValueError(
+            f"pieces of {longest_s} s can't overlap by {overlap_s} s: give an overlap of at least 0 and less "
+            "than a piece"
+        )
     length, overlap = round(longest_s * SAMPLING_RATE), round(overlap_s * SAMPLING_RATE)
     if n_samples <= length:
         return [slice(0, n_samples)]
     count = -(-(n_samples - overlap) // (length - overlap))
-    return [slice(start, start + length) for start in np.linspace(0, n_samples - length, count).round().astype(int).tolist()]
+    return [
+        slice(start, start + length)
+        for start in np.linspace(0, n_samples - length, count).round().astype(int).tolist()
+    ]
 
 
 def convert(source: Path, target: Path) -> Path:
@@ -324,16 +395,39 @@ def convert(source: Path, target: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".converting") as folder:
         whole = Path(folder) / "whole.wav"
         if program := shutil.which("ffmpeg"):
-            done = subprocess.run([program, "-nostdin", "-v", "error", "-i", source.resolve(), "-vn", "-ac", "1", "-ar",
-                                   str(SAMPLING_RATE), "-c:a", "pcm_s16le", whole], capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                [
+                    program,
+                    "-nostdin",
+                    "-v",
+                    "error",
+                    "-i",
+                    source.resolve(),
+                    "-vn",
+                    "-ac",
+                    "1",
+                    "-ar",
+                    str(SAMPLING_RATE),
+                    "-c:a",
+                    "pcm_s16le",
+                    whole,
+                ],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
             if done.returncode or not whole.is_file():
                 why = done.stderr.strip().splitlines() or ["no sound in it"]
-                raise ValueError(f"{source.name} can't be decoded by ffmpeg ({why[-1]}): is it a recording, and complete?")
+                raise ValueError(
+                    f"{source.name} can't be decoded by ffmpeg ({why[-1]}): is it a recording, and complete?"
+                )
         else:
             try:
                 soundfile.write(whole, load(source), SAMPLING_RATE, subtype="PCM_16")
             except ValueError as error:
-                raise ValueError(f"{error} ffmpeg reads more formats, and is not installed.") from None
+                raise ValueError(
+                    f"{error} ffmpeg reads more formats, and is not installed."
+                ) from None
         os.replace(whole, target)
     return target
 
@@ -348,10 +442,20 @@ def main() -> None:
     sources = [path for path in sorted(options.folder.rglob("*")) if is_audio(path, known)]
     if not sources:
         raise SystemExit(f"{options.folder} holds no recordings ({', '.join(sorted(known))})")
-    targets = [options.target / path.relative_to(options.folder).with_suffix(".wav") for path in sources]
+    targets = [
+        options.target / path.relative_to(options.folder).with_suffix(".wav") for path in sources
+    ]
     if doubled := {target for target in targets if targets.count(target) > 1}:
-        raise SystemExit(f"{len(doubled)} recordings differ in their suffix alone, e.g. {min(doubled)}: rename one of each")
-    faults = [fault for fault in over_clips(_converted, zip(sources, targets, strict=True), progress="converting") if fault]
+        raise SystemExit(
+            f"{len(doubled)} recordings differ in their suffix alone, e.g. {min(doubled)}: rename one of each"
+        )
+    faults = [
+        fault
+        for fault in over_clips(
+            _converted, zip(sources, targets, strict=True), progress="converting"
+        )
+        if fault
+    ]
     print(f"{len(sources) - len(faults)} of {len(sources)} recordings lie under {options.target}")
     if faults:
         raise SystemExit("\n".join(faults))
@@ -401,7 +505,9 @@ def _silero() -> Callable | None:
     model = _SideBySide(silero_vad.load_silero_vad(sequence=True))
 
     def detect(signal: np.ndarray) -> list[tuple[int, int]]:
-        found = silero_vad.get_speech_timestamps_sequence(signal, model, sampling_rate=SAMPLING_RATE)
+        found = silero_vad.get_speech_timestamps_sequence(
+            signal, model, sampling_rate=SAMPLING_RATE
+        )
         return [(part["start"], part["end"]) for part in found]
 
     return detect
@@ -425,7 +531,7 @@ class _SideBySide:
 
         def heard(i: int) -> np.ndarray:
             early = min(edges[i], self.early)
-            piece = signal[(edges[i] - early) * self.frame: edges[i + 1] * self.frame]
+            piece = signal[(edges[i] - early) * self.frame : edges[i + 1] * self.frame]
             return self.model.audio_forward(piece, **options)[early:]
 
         return np.concatenate(side_by_side(heard, range(pieces))) if pieces > 1 else heard(0)
@@ -433,15 +539,29 @@ class _SideBySide:
 
 def _stored_measure(path: str, start_s: float, end_s: float) -> dict:
     stat = Path(path).stat() if path and Path(path).is_file() else None
-    key = recipe_hash(str(path), stat and stat.st_mtime_ns, stat and stat.st_size, start_s, end_s, measure, _decode,
-                      hash_samples)
-    stored = fetch("measures", key, lambda: {"row": np.array(json.dumps(measure(path, start_s, end_s)))})
-    if "row" in stored:  # one text is read in a fifth of the time that eight numbers, as earlier versions stored them, take
+    key = recipe_hash(
+        str(path),
+        stat and stat.st_mtime_ns,
+        stat and stat.st_size,
+        start_s,
+        end_s,
+        measure,
+        _decode,
+        hash_samples,
+    )
+    stored = fetch(
+        "measures", key, lambda: {"row": np.array(json.dumps(measure(path, start_s, end_s)))}
+    )
+    if (
+        "row" in stored
+    ):  # one text is read in a fifth of the time that eight numbers, as earlier versions stored them, take
         return json.loads(stored["row"].item())
     return {name: value.item() for name, value in stored.items()}
 
 
-def _decode(path: str | Path, start_s: float | None, end_s: float | None) -> tuple[np.ndarray, int, int, bool]:
+def _decode(
+    path: str | Path, start_s: float | None, end_s: float | None
+) -> tuple[np.ndarray, int, int, bool]:
     """Return (mono signal, the file's sampling rate in Hz, number of channels, whether samples that should be there lack)."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path or 'its audio file'} is not there")
@@ -452,21 +572,36 @@ def _decode(path: str | Path, start_s: float | None, end_s: float | None) -> tup
             begin = 0 if start_s is None or np.isnan(start_s) else round(start_s * rate)
             stop = file.frames if end_s is None or np.isnan(end_s) else round(end_s * rate)
             if begin >= file.frames > 0:
-                raise ValueError(f"{path.name} is {file.frames / rate:.2f} s long, but a part from {start_s:.2f} s "
-                                 "was asked for")
+                raise ValueError(
+                    f"{path.name} is {file.frames / rate:.2f} s long, but a part from {start_s:.2f} s "
+                    "was asked for"
+                )
             file.seek(begin)
             signal = file.read(max(stop - begin, 0), dtype="float32", always_2d=True)
             # libsndfile's own remarks: a wav whose header promises more data, an ogg stream without its end
             remarks = file.extra_info.lower()
-            short = stop > file.frames + 0.1 * rate or "(should be" in remarks or "end-of-stream" in remarks
+            short = (
+                stop > file.frames + 0.1 * rate
+                or "(should be" in remarks
+                or "end-of-stream" in remarks
+            )
     except soundfile.LibsndfileError as error:
-        raise ValueError(f"{path.name} can't be decoded ({error.error_string.rstrip('.')}; {path.stat().st_size} "
-                         "bytes): is it audio, and complete?") from None
+        raise ValueError(
+            f"{path.name} can't be decoded ({error.error_string.rstrip('.')}; {path.stat().st_size} "
+            "bytes): is it audio, and complete?"
+        ) from None
     if signal.size == 0:
         raise ValueError(f"{path.name} holds no samples")
     if not np.isfinite(signal).all():
-        raise ValueError(f"{path.name} holds {int((~np.isfinite(signal)).sum())} NaN or infinite samples")
-    return signal.mean(axis=1) if signal.shape[1] > 1 else signal[:, 0], rate, signal.shape[1], short
+        raise ValueError(
+            f"{path.name} holds {int((~np.isfinite(signal)).sum())} NaN or infinite samples"
+        )
+    return (
+        signal.mean(axis=1) if signal.shape[1] > 1 else signal[:, 0],
+        rate,
+        signal.shape[1],
+        short,
+    )
 
 
 def _resample(signal: np.ndarray, native_rate: int, sampling_rate: int) -> np.ndarray:

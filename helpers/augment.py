@@ -32,18 +32,28 @@ from helpers.parallel import over_clips
 TRANSFORMS = {
     "noise": ("AddGaussianSNR", {"min_snr_db": 5.0, "max_snr_db": 30.0}),
     # what leaves the clip is lost, and what comes in is silence, which is cut off again: a later begin or an earlier end
-    "shift": ("Shift", {"min_shift": -0.15, "max_shift": 0.15, "shift_unit": "fraction", "rollover": False}),
+    "shift": (
+        "Shift",
+        {"min_shift": -0.15, "max_shift": 0.15, "shift_unit": "fraction", "rollover": False},
+    ),
     "pitch": ("PitchShift", {"min_semitones": -2.5, "max_semitones": 2.5}),
     "speed": ("TimeStretch", {"min_rate": 0.8, "max_rate": 1.25, "leave_length_unchanged": False}),
     "gain": ("Gain", {"min_gain_db": -12.0, "max_gain_db": 6.0}),
     # reflections up to the sixth; tracing rays too would draw from a state that can't be seeded, and take five times as long
-    "room": ("RoomSimulator", {"max_order": 6, "use_ray_tracing": False, "leave_length_unchanged": True}),
+    "room": (
+        "RoomSimulator",
+        {"max_order": 6, "use_ray_tracing": False, "leave_length_unchanged": True},
+    ),
     "telephone": ("Telephone", {}),
 }
 
 
-def augment(signal: np.ndarray, names: Iterable[str] = tuple(TRANSFORMS), seed: int = 0,
-            sampling_rate: int = audio.SAMPLING_RATE) -> tuple[np.ndarray, str]:
+def augment(
+    signal: np.ndarray,
+    names: Iterable[str] = tuple(TRANSFORMS),
+    seed: int = 0,
+    sampling_rate: int = audio.SAMPLING_RATE,
+) -> tuple[np.ndarray, str]:
     """Change a signal by one transform, drawn from several; "none" leaves it as it is.
 
     Parameters
@@ -74,7 +84,9 @@ def augment(signal: np.ndarray, names: Iterable[str] = tuple(TRANSFORMS), seed: 
         if name == "none":
             return signal, name
         changed = _transform(name)(signal, sampling_rate)
-    if name == "room":  # a simulated room is as loud as its geometry says; how loud the speaker was is to stay
+    if (
+        name == "room"
+    ):  # a simulated room is as loud as its geometry says; how loud the speaker was is to stay
         changed = changed * np.sqrt(np.square(signal).mean() / (np.square(changed).mean() + 1e-20))
     return changed.astype(np.float32, copy=False), name
 
@@ -95,7 +107,13 @@ def played(signal: np.ndarray, speed: float) -> np.ndarray:
     ----------
     T. Ko et al., "Audio augmentation for speech recognition", Interspeech 2015.
     """
-    return signal if speed == 1 else soxr.resample(signal, audio.SAMPLING_RATE, audio.SAMPLING_RATE / speed).astype(np.float32)
+    return (
+        signal
+        if speed == 1
+        else soxr.resample(signal, audio.SAMPLING_RATE, audio.SAMPLING_RATE / speed).astype(
+            np.float32
+        )
+    )
 
 
 @dataclass(frozen=True)
@@ -134,12 +152,27 @@ class Copies:
     @cached_property
     def _recipe(self) -> str:
         what = self.represent if isinstance(self.represent, partial) else partial(self.represent)
-        settings = {k: asdict(v) if hasattr(v, "__dataclass_fields__") else v for k, v in what.keywords.items()}
+        settings = {
+            k: asdict(v) if hasattr(v, "__dataclass_fields__") else v
+            for k, v in what.keywords.items()
+        }
         parts = {*code_with_parts(_copy), *code_with_parts(what.func), code(Copies._stored)}
-        libraries = [version("audiomentations"), *([version("pyroomacoustics")] if "room" in self.names else [])]
+        libraries = [
+            version("audiomentations"),
+            *([version("pyroomacoustics")] if "room" in self.names else []),
+        ]
         clips = self.utterances[["utterance_id", "audio_hash"]].to_numpy(str).tolist()
-        return recipe_hash(clips, what.func.__name__, what.args, settings, self.names, self.seed, libraries,
-                           [TRANSFORMS.get(name) for name in self.names], sorted(parts))
+        return recipe_hash(
+            clips,
+            what.func.__name__,
+            what.args,
+            settings,
+            self.names,
+            self.seed,
+            libraries,
+            [TRANSFORMS.get(name) for name in self.names],
+            sorted(parts),
+        )
 
     def make(self, n_epochs: int, n_jobs: int = -1) -> None:
         """Make the copies of the first epochs, in parallel; what is there already is not made again."""
@@ -151,20 +184,36 @@ class Copies:
         """Return what one epoch hears of some clips, shape ``(n_clips, ...)`` as `represent` returns it."""
         rows = pd.Index(self.utterances["utterance_id"]).get_indexer(list(ids))
         if (rows < 0).any():
-            raise ValueError(f"{(rows < 0).sum()} of {len(rows)} training clips are not among the utterances that copies are "
-                             f"made of, e.g. {np.asarray(ids)[rows < 0][:5].tolist()}: give all of utterances.parquet")
+            raise ValueError(
+                f"{(rows < 0).sum()} of {len(rows)} training clips are not among the utterances that copies are "
+                f"made of, e.g. {np.asarray(ids)[rows < 0][:5].tolist()}: give all of utterances.parquet"
+            )
         return self._stored(number, 1, f"copies for epoch {number + 1}")["inputs"][rows]
 
     def table(self, number: int) -> pd.DataFrame:
         """Return one epoch's copies for the audit: ``utterance_id`` (of the copy), ``parent_id`` and ``transform``."""
         parents = self.utterances["utterance_id"].astype(str)
-        return pd.DataFrame({"utterance_id": parents + f"#{number + 1}", "parent_id": parents,
-                             "transform": self._stored(number, 1, f"copies for epoch {number + 1}")["transform"]})
+        return pd.DataFrame(
+            {
+                "utterance_id": parents + f"#{number + 1}",
+                "parent_id": parents,
+                "transform": self._stored(number, 1, f"copies for epoch {number + 1}")["transform"],
+            }
+        )
 
     def _stored(self, number: int, n_jobs: int, progress: str) -> dict[str, np.ndarray]:
         def compute() -> dict[str, np.ndarray]:
-            jobs = ((u.path, u.start_s, u.end_s, self.represent, self.names, f"{self.seed}, {number}, {u.utterance_id}")
-                    for u in self.utterances.itertuples())
+            jobs = (
+                (
+                    u.path,
+                    u.start_s,
+                    u.end_s,
+                    self.represent,
+                    self.names,
+                    f"{self.seed}, {number}, {u.utterance_id}",
+                )
+                for u in self.utterances.itertuples()
+            )
             inputs, drawn = zip(*over_clips(_copy, jobs, n_jobs, progress), strict=True)
             return {"inputs": np.stack(inputs), "transform": np.array(drawn)}
 
@@ -206,14 +255,36 @@ class Augmentation:
 
     def recipe(self) -> dict:
         """Return everything a training result depends on: what is off is no part of it."""
-        parts = {"shift": [_moved], "time_mask": [_masked, _hide, _heard], "band_mask": [_masked, _hide, _heard],
-                 "mixup": [_mixed, _heard]}
-        on = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "copies" and getattr(self, f.name)}
-        used = {code(part) for part in itertools.chain([Augmentation.__call__], *(parts[name] for name in on))} if on else {}
-        return on | ({"copies": self.copies.recipe()} if self.copies else {}) | ({"code": sorted(used)} if on else {})
+        parts = {
+            "shift": [_moved],
+            "time_mask": [_masked, _hide, _heard],
+            "band_mask": [_masked, _hide, _heard],
+            "mixup": [_mixed, _heard],
+        }
+        on = {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if f.name != "copies" and getattr(self, f.name)
+        }
+        used = (
+            {
+                code(part)
+                for part in itertools.chain([Augmentation.__call__], *(parts[name] for name in on))
+            }
+            if on
+            else {}
+        )
+        return (
+            on
+            | ({"copies": self.copies.recipe()} if self.copies else {})
+            | ({"code": sorted(used)} if on else {})
+        )
 
-    def __call__(self, batch: torch.Tensor, generator: torch.Generator,
-                 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    def __call__(
+        self,
+        batch: torch.Tensor,
+        generator: torch.Generator,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Augment a batch of inputs.
 
         Returns
@@ -231,12 +302,20 @@ class Augmentation:
             If a setting is on that these inputs are not made for.
         """
         if (self.shift or self.band_mask) and batch.dtype != torch.uint8:
-            raise ValueError(f"shift and band_mask are for images (uint8); these inputs are {batch.dtype} of shape "
-                             f"{tuple(batch.shape)}. For sequences there are time_mask, mixup and copies.")
+            raise ValueError(
+                f"shift and band_mask are for images (uint8); these inputs are {batch.dtype} of shape "
+                f"{tuple(batch.shape)}. For sequences there are time_mask, mixup and copies."
+            )
         if self.time_mask and batch.ndim != 3:
-            raise ValueError(f"time_mask is for images and sequences; these inputs have the shape {tuple(batch.shape)}")
+            raise ValueError(
+                f"time_mask is for images and sequences; these inputs have the shape {tuple(batch.shape)}"
+            )
         batch = _moved(batch, self.shift, generator) if self.shift else batch
-        batch = _masked(batch, self.time_mask, self.band_mask, generator) if self.time_mask or self.band_mask else batch
+        batch = (
+            _masked(batch, self.time_mask, self.band_mask, generator)
+            if self.time_mask or self.band_mask
+            else batch
+        )
         return _mixed(batch, self.mixup, generator) if self.mixup else (batch, None, None)
 
 
@@ -245,17 +324,26 @@ class Telephone:
 
     def __call__(self, signal: np.ndarray, sampling_rate: int) -> np.ndarray:
         coded = io.BytesIO()
-        soundfile.write(coded, soxr.resample(signal, sampling_rate, 8000).clip(-1, 1), 8000, format="WAV",
-                        subtype=random.choice(["ULAW", "GSM610"]))
+        soundfile.write(
+            coded,
+            soxr.resample(signal, sampling_rate, 8000).clip(-1, 1),
+            8000,
+            format="WAV",
+            subtype=random.choice(["ULAW", "GSM610"]),
+        )
         coded.seek(0)
         heard = soxr.resample(soundfile.read(coded, dtype="float32")[0], 8000, sampling_rate)
-        return np.pad(heard, (0, max(len(signal) - len(heard), 0)))[: len(signal)]  # GSM's blocks are of 20 ms
+        return np.pad(heard, (0, max(len(signal) - len(heard), 0)))[
+            : len(signal)
+        ]  # GSM's blocks are of 20 ms
 
 
 def _known(names: Iterable[str]) -> list[str]:
     names = list(names)
     if not names or (unknown := set(names) - {*TRANSFORMS, "none"}):
-        raise ValueError(f"unknown transforms {sorted(unknown) if names else names}: choose of {', '.join(TRANSFORMS)}, none")
+        raise ValueError(
+            f"unknown transforms {sorted(unknown) if names else names}: choose of {', '.join(TRANSFORMS)}, none"
+        )
     return names
 
 
@@ -286,7 +374,9 @@ def _copy(path, start_s, end_s, represent, names, seed) -> tuple[np.ndarray, str
     changed, name = augment(audio.trim(signal), names, int(recipe_hash(seed)[:8], 16))
     if name == "none":
         return represent(signal), name
-    return represent(audio.trim(changed, 100.0), trim=False), name  # 100 dB: what a shift or a codec filled up with zeros
+    return represent(
+        audio.trim(changed, 100.0), trim=False
+    ), name  # 100 dB: what a shift or a codec filled up with zeros
 
 
 def _heard(batch: torch.Tensor) -> torch.Tensor:
@@ -318,12 +408,16 @@ def _masked(batch: torch.Tensor, time: int, bands: int, generator: torch.Generat
         hidden = _hide(steps.sum(1).cpu(), steps.shape[1], time, generator).to(batch.device)
         batch = torch.where((hidden[:, None] if image else hidden[:, :, None]) & heard, mean, batch)
     if bands:
-        hidden = _hide(torch.full((len(batch),), batch.shape[1]), batch.shape[1], bands, generator).to(batch.device)
+        hidden = _hide(
+            torch.full((len(batch),), batch.shape[1]), batch.shape[1], bands, generator
+        ).to(batch.device)
         batch = torch.where(hidden[:, :, None] & heard, mean, batch)
     return batch
 
 
-def _hide(lengths: torch.Tensor, width: int, longest: int, generator: torch.Generator) -> torch.Tensor:
+def _hide(
+    lengths: torch.Tensor, width: int, longest: int, generator: torch.Generator
+) -> torch.Tensor:
     """Draw a stretch within each clip's length, of at most its half; returns (n_clips, width)."""
     most = torch.minimum(torch.tensor(longest), lengths // 2)
     size = (torch.rand(len(lengths), generator=generator) * (most + 1)).long()
@@ -332,12 +426,18 @@ def _hide(lengths: torch.Tensor, width: int, longest: int, generator: torch.Gene
     return (place >= begin[:, None]) & (place < (begin + size)[:, None])
 
 
-def _mixed(batch: torch.Tensor, alpha: float, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _mixed(
+    batch: torch.Tensor, alpha: float, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Mix each clip with another one of the batch where both are heard."""
     partners = torch.randperm(len(batch), generator=generator).to(batch.device)
-    share = np.random.default_rng(int(torch.randint(2**31, (), generator=generator))).beta(alpha, alpha)
+    share = np.random.default_rng(int(torch.randint(2**31, (), generator=generator))).beta(
+        alpha, alpha
+    )
     other, heard = batch[partners], _heard(batch)
     both, alone = heard & heard[partners], heard & ~heard[partners]
-    mixture = torch.where(both, share * batch.float() + (1 - share) * other.float(), batch.float() + other.float())
+    mixture = torch.where(
+        both, share * batch.float() + (1 - share) * other.float(), batch.float() + other.float()
+    )
     steps = (heard | heard[partners]).flatten(1).sum(1).clamp(min=1)
     return mixture, partners, (share * both.flatten(1).sum(1) + alone.flatten(1).sum(1)) / steps

@@ -48,7 +48,9 @@ def recipe_hash(*parts) -> str:
     return digest.hexdigest()[:32]
 
 
-def fetch(kind: str, key: str, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def fetch(
+    kind: str, key: str, compute: Callable[[], dict[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
     """Return the stored result, or compute and store it.
 
     Parameters
@@ -100,8 +102,16 @@ def stacked(kind: str, key: str, rows: Iterable[np.ndarray], n_rows: int) -> np.
             result[i] = row
         return result
 
-    def write(handle) -> None:  # by writing, not through the mapped file: its pages would count as this process's memory
-        layout = {"descr": np.lib.format.dtype_to_descr(first.dtype), "fortran_order": False, "shape": shape}
+    def write(
+        handle,
+    ) -> (
+        None
+    ):  # by writing, not through the mapped file: its pages would count as this process's memory
+        layout = {
+            "descr": np.lib.format.dtype_to_descr(first.dtype),
+            "fortran_order": False,
+            "shape": shape,
+        }
         np.lib.format.write_array_header_2_0(handle, layout)
         for row in itertools.chain([first], rows):
             handle.write(np.ascontiguousarray(row).data)
@@ -115,7 +125,10 @@ def code(thing: Callable | ModuleType) -> str:
     """Return the source of a function, class or module without comments and docstrings: better prose changes no recipe."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(thing)))
     for node in ast.walk(tree):
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Module)) and ast.get_docstring(node) is not None:
+        if (
+            isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Module))
+            and ast.get_docstring(node) is not None
+        ):
             node.body = node.body[1:] or [ast.Pass()]
     return ast.unparse(tree)
 
@@ -132,13 +145,19 @@ def code_with_parts(thing: Callable) -> list[str]:
         found[part.__module__, part.__qualname__] = text
         named = {word: known[word] for word in set(re.findall(r"\w+", text)) if word in known}
         for module, name in set(re.findall(r"\b(\w+)\.(\w+)", text)):  # audio.trim
-            if inspect.ismodule(known.get(module)) and known[module].__name__.startswith(f"{package}."):
+            if inspect.ismodule(known.get(module)) and known[module].__name__.startswith(
+                f"{package}."
+            ):
                 named[name] = vars(known[module])[name]
         for name, value in named.items():
             value = inspect.unwrap(value) if callable(value) else value
-            if isinstance(value, (bool, int, float, str, tuple)) or (is_dataclass(value) and not inspect.isclass(value)):
+            if isinstance(value, (bool, int, float, str, tuple)) or (
+                is_dataclass(value) and not inspect.isclass(value)
+            ):
                 found[part.__module__, name] = f"{name} = {value!r}"
-            elif (inspect.isclass(value) or inspect.isfunction(value)) and value.__module__.split(".")[0] == package:
+            elif (inspect.isclass(value) or inspect.isfunction(value)) and value.__module__.split(
+                "."
+            )[0] == package:
                 waiting += [value] if (value.__module__, value.__qualname__) not in found else []
     return [found[name] for name in sorted(found)]
 
@@ -163,8 +182,11 @@ def write_atomically(path: Path, write: Callable) -> None:
     except OSError as error:
         if error.errno is None or error.filename not in (None, temporary):
             raise  # of what makes the content, not of the disk
-        raise OSError(error.errno, f"could not write {path}: {error.strerror}. What was there before is untouched; "
-                                   "free some space or set SER_WORK to another disk, then run again.") from error
+        raise OSError(
+            error.errno,
+            f"could not write {path}: {error.strerror}. What was there before is untouched; "
+            "free some space or set SER_WORK to another disk, then run again.",
+        ) from error
     finally:
         Path(temporary).unlink(missing_ok=True)
 
@@ -176,14 +198,22 @@ def _source(thing: Callable | ModuleType) -> str:
 
 def _update(digest, part) -> None:
     # kind and length first, so that ("ab", "c") and ("a", "bc"), or ["a"], "b" and ["a", "b"], are not the same
-    digest.update(f"{type(part).__name__}:{len(part) if hasattr(part, '__len__') else ''}:".encode())
+    digest.update(
+        f"{type(part).__name__}:{len(part) if hasattr(part, '__len__') else ''}:".encode()
+    )
     if part is None or isinstance(part, (str, bytes, bool, int, float, np.generic)):
         digest.update(part if isinstance(part, bytes) else repr(part).encode())
     elif isinstance(part, np.ndarray):
         digest.update(f"{part.dtype}{part.shape}".encode())
-        digest.update(repr(part.tolist()).encode() if part.dtype == object else np.ascontiguousarray(part).data)
+        digest.update(
+            repr(part.tolist()).encode()
+            if part.dtype == object
+            else np.ascontiguousarray(part).data
+        )
     elif isinstance(part, (pd.DataFrame, pd.Series)):
-        digest.update(repr(list(part.columns) if isinstance(part, pd.DataFrame) else [part.name]).encode())
+        digest.update(
+            repr(list(part.columns) if isinstance(part, pd.DataFrame) else [part.name]).encode()
+        )
         digest.update(pd.util.hash_pandas_object(part).to_numpy().data)
     elif isinstance(part, dict):
         for name in sorted(part):
@@ -195,5 +225,7 @@ def _update(digest, part) -> None:
     elif isinstance(part, ModuleType) or inspect.isroutine(part) or inspect.isclass(part):
         digest.update(_source(part).encode())
     else:
-        raise TypeError(f"a recipe can't hold {type(part).__name__} ({part!r:.80}): its content can't be hashed. "
-                        "Give its parameters as numbers, strings, arrays or dictionaries instead.")
+        raise TypeError(
+            f"a recipe can't hold {type(part).__name__} ({part!r:.80}): its content can't be hashed. "
+            "Give its parameters as numbers, strings, arrays or dictionaries instead."
+        )

@@ -13,10 +13,14 @@ import pandas as pd
 from helpers.metrics import majority, probabilities, truth_column, uar, weighted_f1
 
 KEY = ["utterance_id", "fold", "role", "variant"]
-FLOOR = 1e-3  # of a probability that is multiplied with others: no single model can rule an emotion out
+FLOOR = (
+    1e-3  # of a probability that is multiplied with others: no single model can rule an emotion out
+)
 
 
-def average(models: dict[str, pd.DataFrame], weights: dict[str, float] | None = None) -> pd.DataFrame:
+def average(
+    models: dict[str, pd.DataFrame], weights: dict[str, float] | None = None
+) -> pd.DataFrame:
     """Average the probabilities of several models (soft vote).
 
     Parameters
@@ -42,8 +46,11 @@ def average(models: dict[str, pd.DataFrame], weights: dict[str, float] | None = 
     return pd.concat(parts, ignore_index=True)
 
 
-def weighted_average(models: dict[str, pd.DataFrame], penalty: float = 0.01, least: float = 0.0,
-                     ) -> tuple[pd.DataFrame, pd.DataFrame]:
+def weighted_average(
+    models: dict[str, pd.DataFrame],
+    penalty: float = 0.01,
+    least: float = 0.0,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Weight the models' log-probabilities, with weights fitted per fold on that fold's own valid rows.
 
     p ∝ Π p_k ** w_k, the logarithmic opinion pool, w_k ≥ 0 by the negative log-likelihood. Weights need not add up to one: if
@@ -72,7 +79,10 @@ def weighted_average(models: dict[str, pd.DataFrame], penalty: float = 0.01, lea
     parts, weights = [], {}
     for variant, fold, base, stack, members in _by_fold(models):
         valid = np.flatnonzero(base["role"] == "valid")
-        known, truth = np.log(stack + FLOOR)[:, valid], np.eye(stack.shape[2])[truth_column(base)[valid]]
+        known, truth = (
+            np.log(stack + FLOOR)[:, valid],
+            np.eye(stack.shape[2])[truth_column(base)[valid]],
+        )
         fitted = _fitted_weights(known, truth, penalty)
         if (kept := fitted >= least * fitted.sum()).any() and not kept.all():
             fitted[kept], fitted[~kept] = _fitted_weights(known[kept], truth, penalty), 0
@@ -104,7 +114,9 @@ def with_probabilities(base: pd.DataFrame, values: np.ndarray) -> pd.DataFrame:
     """
     values = (values / values.sum(axis=1, keepdims=True)).astype(np.float32)
     emotions = probabilities(base)[1]
-    return base[[*KEY, "pretrained", "truth"]].assign(**{f"p_{e}": values[:, i] for i, e in enumerate(emotions)})
+    return base[[*KEY, "pretrained", "truth"]].assign(
+        **{f"p_{e}": values[:, i] for i, e in enumerate(emotions)}
+    )
 
 
 def stacked(models: dict[str, pd.DataFrame], c: float = 0.01) -> pd.DataFrame:
@@ -120,7 +132,9 @@ def stacked(models: dict[str, pd.DataFrame], c: float = 0.01) -> pd.DataFrame:
     c
         Inverse strength of the penalty; the valid rows are few and the members many, so it is strong.
     """
-    from sklearn.linear_model import LogisticRegression  # late: a saved average, which multiplies here, does without
+    from sklearn.linear_model import (
+        LogisticRegression,
+    )  # late: a saved average, which multiplies here, does without
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
@@ -129,10 +143,14 @@ def stacked(models: dict[str, pd.DataFrame], c: float = 0.01) -> pd.DataFrame:
         inputs = np.log(np.concatenate(stack, axis=1) + 1e-4)
         emotions = probabilities(base)[1]
         valid = base["role"].to_numpy() == "valid"
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=c, class_weight="balanced", max_iter=1000))
+        model = make_pipeline(
+            StandardScaler(), LogisticRegression(C=c, class_weight="balanced", max_iter=1000)
+        )
         model.fit(inputs[valid], base["truth"].to_numpy(str)[valid])
         result = np.zeros(stack.shape[1:])
-        result[:, [emotions.index(emotion) for emotion in model.classes_]] = model.predict_proba(inputs)
+        result[:, [emotions.index(emotion) for emotion in model.classes_]] = model.predict_proba(
+            inputs
+        )
         parts.append(with_probabilities(base, result))
     return pd.concat(parts, ignore_index=True)
 
@@ -155,11 +173,17 @@ def better_on_valid(models: dict[str, pd.DataFrame]) -> tuple[pd.DataFrame, pd.D
         valid = np.flatnonzero(base["role"] == "valid")
         surprise = -np.log(stack[:, valid, truth_column(base)[valid]] + 1e-9).mean(axis=1)
         parts.append(with_probabilities(base, stack[surprise.argmin()]))
-        choice[variant, fold] = dict(zip(members, surprise, strict=True)) | {"kept": members[surprise.argmin()]}
-    return pd.concat(parts, ignore_index=True), pd.DataFrame(choice).T.rename_axis(["variant", "fold"])
+        choice[variant, fold] = dict(zip(members, surprise, strict=True)) | {
+            "kept": members[surprise.argmin()]
+        }
+    return pd.concat(parts, ignore_index=True), pd.DataFrame(choice).T.rename_axis(
+        ["variant", "fold"]
+    )
 
 
-def prior_adjusted(predictions: pd.DataFrame, folds: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
+def prior_adjusted(
+    predictions: pd.DataFrame, folds: pd.DataFrame
+) -> tuple[pd.DataFrame, pd.Series]:
     """Name rare emotions more often: divide probabilities by a power of the emotion's share in training.
 
     Where one emotion is ten times as frequent as another, a model is right most often by hardly ever naming the rare one.
@@ -185,11 +209,20 @@ def prior_adjusted(predictions: pd.DataFrame, folds: pd.DataFrame) -> tuple[pd.D
     parts, strength, emotions = [], {}, probabilities(predictions)[1]
     shares = majority(folds).groupby("fold")[[f"p_{emotion}" for emotion in emotions]].first()
     for variant, fold, base, stack, _ in _by_fold({"": predictions}):
-        share = shares.loc[fold].to_numpy().clip(1e-6)  # an emotion that was not there to learn stays as it is, nearly 0
-        tried = {round(power, 1): with_probabilities(base, stack[0] / share ** power) for power in np.arange(0, 1.05, 0.1)}
-        strength[variant, fold] = max(tried, key=lambda power, tried=tried: weighted_f1(tried[power].query("role == 'valid'")))
+        share = (
+            shares.loc[fold].to_numpy().clip(1e-6)
+        )  # an emotion that was not there to learn stays as it is, nearly 0
+        tried = {
+            round(power, 1): with_probabilities(base, stack[0] / share**power)
+            for power in np.arange(0, 1.05, 0.1)
+        }
+        strength[variant, fold] = max(
+            tried, key=lambda power, tried=tried: weighted_f1(tried[power].query("role == 'valid'"))
+        )
         parts.append(tried[strength[variant, fold]])
-    return pd.concat(parts, ignore_index=True), pd.Series(strength, name="strength").rename_axis(["variant", "fold"])
+    return pd.concat(parts, ignore_index=True), pd.Series(strength, name="strength").rename_axis(
+        ["variant", "fold"]
+    )
 
 
 def tempered(predictions: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
@@ -212,7 +245,9 @@ def tempered(predictions: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
     ----------
     C. Guo et al., "On calibration of modern neural networks", ICML 2017.
     """
-    from scipy.optimize import minimize_scalar  # late: a saved average, which comes by here, fits nothing
+    from scipy.optimize import (
+        minimize_scalar,
+    )  # late: a saved average, which comes by here, fits nothing
 
     parts, found = [], {}
     for variant, fold, base, stack, _ in _by_fold({"": predictions}):
@@ -222,12 +257,18 @@ def tempered(predictions: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
 
         def surprise(log_t: float, known=known, truth=truth) -> float:
             scaled = known / np.exp(log_t)
-            return float((np.logaddexp.reduce(scaled, axis=1) - scaled[np.arange(len(scaled)), truth]).mean())
+            return float(
+                (np.logaddexp.reduce(scaled, axis=1) - scaled[np.arange(len(scaled)), truth]).mean()
+            )
 
-        temperature = np.exp(minimize_scalar(surprise, bounds=(np.log(0.05), np.log(20)), method="bounded").x)
+        temperature = np.exp(
+            minimize_scalar(surprise, bounds=(np.log(0.05), np.log(20)), method="bounded").x
+        )
         parts.append(with_probabilities(base, softmax(logs / temperature)))
         found[variant, fold] = float(temperature)
-    return pd.concat(parts, ignore_index=True), pd.Series(found, name="temperature").rename_axis(["variant", "fold"])
+    return pd.concat(parts, ignore_index=True), pd.Series(found, name="temperature").rename_axis(
+        ["variant", "fold"]
+    )
 
 
 def leave_one_out(models: dict[str, pd.DataFrame]) -> pd.DataFrame:
@@ -247,17 +288,30 @@ def leave_one_out(models: dict[str, pd.DataFrame]) -> pd.DataFrame:
     for variant, members in by_variant(models).items():
         valid = {name: table[table["role"] == "valid"] for name, table in members.items()}
         everything = uar(average(valid))
-        added[variant] = {name: everything - uar(average({n: t for n, t in valid.items() if n != name})) for name in valid}
+        added[variant] = {
+            name: everything - uar(average({n: t for n, t in valid.items() if n != name}))
+            for name in valid
+        }
     return pd.DataFrame(added).reindex(list(models))
 
 
 def by_variant(models: dict[str, pd.DataFrame]) -> dict[str, dict[str, pd.DataFrame]]:
     """Return variant → name → this variant's rows, of the models that have it."""
     if not models:
-        raise ValueError("no predictions to average: run at least one of the model notebooks (07 to 14) first")
-    variants = sorted({variant for table in models.values() for variant in table["variant"].unique()})
-    split = {variant: {name: table[table["variant"] == variant] for name, table in models.items()} for variant in variants}
-    return {variant: {name: rows for name, rows in members.items() if len(rows)} for variant, members in split.items()}
+        raise ValueError(
+            "no predictions to average: run at least one of the model notebooks (07 to 14) first"
+        )
+    variants = sorted(
+        {variant for table in models.values() for variant in table["variant"].unique()}
+    )
+    split = {
+        variant: {name: table[table["variant"] == variant] for name, table in models.items()}
+        for variant in variants
+    }
+    return {
+        variant: {name: rows for name, rows in members.items() if len(rows)}
+        for variant, members in split.items()
+    }
 
 
 def aligned(models: dict[str, pd.DataFrame]) -> tuple[pd.DataFrame, np.ndarray]:
@@ -281,16 +335,26 @@ def aligned(models: dict[str, pd.DataFrame]) -> tuple[pd.DataFrame, np.ndarray]:
         keys = pd.MultiIndex.from_frame(base[KEY]), pd.MultiIndex.from_frame(table[KEY])
         if not keys[0].equals(keys[1]):
             apart = keys[0].symmetric_difference(keys[1])
-            raise ValueError(f"{name} and {first} were made on different folds or variants: {len(apart)} rows are in one "
-                             f"alone, e.g. {list(apart[:3])}. Run their notebooks again on the same folds.csv.")
-        if (base["truth"] != table["truth"]).any() or probabilities(base)[1] != probabilities(table)[1]:
-            raise ValueError(f"{name} and {first} have different emotions ({probabilities(table)[1]}, "
-                             f"{probabilities(base)[1]}) or truths: they follow different label policies")
-    base = base.assign(pretrained=np.any([t["pretrained"].to_numpy() for t in tables.values()], axis=0))
+            raise ValueError(
+                f"{name} and {first} were made on different folds or variants: {len(apart)} rows are in one "
+                f"alone, e.g. {list(apart[:3])}. Run their notebooks again on the same folds.csv."
+            )
+        if (base["truth"] != table["truth"]).any() or probabilities(base)[1] != probabilities(
+            table
+        )[1]:
+            raise ValueError(
+                f"{name} and {first} have different emotions ({probabilities(table)[1]}, "
+                f"{probabilities(base)[1]}) or truths: they follow different label policies"
+            )
+    base = base.assign(
+        pretrained=np.any([t["pretrained"].to_numpy() for t in tables.values()], axis=0)
+    )
     return base, np.stack([probabilities(table)[0] for table in tables.values()])
 
 
-def _by_fold(models: dict[str, pd.DataFrame]) -> Iterator[tuple[str, int, pd.DataFrame, np.ndarray, list[str]]]:
+def _by_fold(
+    models: dict[str, pd.DataFrame],
+) -> Iterator[tuple[str, int, pd.DataFrame, np.ndarray, list[str]]]:
     """Yield (variant, fold, its rows, their probabilities, the models' names)."""
     for variant, members in by_variant(models).items():
         base, stack = aligned(members)

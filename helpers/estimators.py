@@ -12,7 +12,11 @@ import scipy.linalg
 from sklearn.base import BaseEstimator, clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.ensemble import ExtraTreesClassifier, HistGradientBoostingClassifier, RandomForestClassifier
+from sklearn.ensemble import (
+    ExtraTreesClassifier,
+    HistGradientBoostingClassifier,
+    RandomForestClassifier,
+)
 from sklearn.feature_selection import SelectKBest, VarianceThreshold, f_classif
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, ParameterGrid
@@ -49,26 +53,50 @@ class Classical:
 
     def recipe(self) -> dict:
         """Return everything a result depends on, for the cache."""
-        settings = re.sub(r" at 0x[0-9a-f]+", "", repr(self.estimator.get_params()))  # a function's place in memory
-        return {"estimator": settings, "grid": repr(self.grid), "refit": self.refit,
-                "code": [Classical.fit_predict, fit_seeded, _all_columns, ShrunkLDA, ClippedScaler, anova]}
+        settings = re.sub(
+            r" at 0x[0-9a-f]+", "", repr(self.estimator.get_params())
+        )  # a function's place in memory
+        return {
+            "estimator": settings,
+            "grid": repr(self.grid),
+            "refit": self.refit,
+            "code": [
+                Classical.fit_predict,
+                fit_seeded,
+                _all_columns,
+                ShrunkLDA,
+                ClippedScaler,
+                anova,
+            ],
+        }
 
-    def fit_predict(self, train: Part, valid: Part, test: np.ndarray, n_classes: int, seed: int) -> dict:
+    def fit_predict(
+        self, train: Part, valid: Part, test: np.ndarray, n_classes: int, seed: int
+    ) -> dict:
         """Search on valid, then predict valid rows from train, and test rows from train (+ valid)."""
         best = None
         for setting in ParameterGrid(self.grid):
             model = fit_seeded(clone(self.estimator).set_params(**setting), train, seed)
             probability = _all_columns(model, valid.inputs, n_classes)
-            loss = -float(np.log(probability[np.arange(len(probability)), valid.classes] + 1e-9).mean())
+            loss = -float(
+                np.log(probability[np.arange(len(probability)), valid.classes] + 1e-9).mean()
+            )
             if best is None or loss < best[0]:
                 best = (loss, setting, model, probability)
         loss, setting, model, probability = best
         if self.refit:
             model = fit_seeded(clone(self.estimator).set_params(**setting), train + valid, seed)
         fitted = ["train", "valid"] if self.refit else ["train"]
-        return {"valid": probability, "test": _all_columns(model, test, n_classes),
-                "steps": {"fit": fitted, "select": ["valid"]} | ({"augment": fitted} if train.copies is not None else {}),
-                "notes": {"setting": {k.split("__")[-1]: v for k, v in setting.items()}, "valid_nll": round(loss, 4)}}
+        return {
+            "valid": probability,
+            "test": _all_columns(model, test, n_classes),
+            "steps": {"fit": fitted, "select": ["valid"]}
+            | ({"augment": fitted} if train.copies is not None else {}),
+            "notes": {
+                "setting": {k.split("__")[-1]: v for k, v in setting.items()},
+                "valid_nll": round(loss, 4),
+            },
+        }
 
 
 class ClippedScaler(StandardScaler):
@@ -122,19 +150,31 @@ class ShrunkLDA(LinearDiscriminantAnalysis):
         """Fit to rows of columns that are alike in scale."""
         X, y = validate_data(self, X, y, dtype=np.float32)
         self.classes_, number = np.unique(y, return_inverse=True)
-        means = np.stack([X[number == i].mean(axis=0, dtype=np.float64) for i in range(len(self.classes_))])
+        means = np.stack(
+            [X[number == i].mean(axis=0, dtype=np.float64) for i in range(len(self.classes_))]
+        )
         centred = X - means[number].astype(np.float32)
         covariance = (centred.T @ centred / len(X)).astype(np.float64) * (1 - self.shrinkage)
-        covariance.flat[:: len(covariance) + 1] += self.shrinkage * np.square(centred, dtype=np.float64).mean()
+        covariance.flat[:: len(covariance) + 1] += (
+            self.shrinkage * np.square(centred, dtype=np.float64).mean()
+        )
         weights = scipy.linalg.solve(covariance, means.T, assume_a="pos").T
         bias = -0.5 * (means * weights).sum(axis=1)
         two = len(self.classes_) == 2
-        self.coef_, self.intercept_ = (weights[1:] - weights[:1], bias[1:] - bias[:1]) if two else (weights, bias)
+        self.coef_, self.intercept_ = (
+            (weights[1:] - weights[:1], bias[1:] - bias[:1]) if two else (weights, bias)
+        )
         return self
 
 
-def classical_models(n_features: int, n_trees: int = 300, n_rounds: int = 150, k_best: int = 400, mlp_epochs: int = 30,
-                     search: bool = True) -> dict[str, Classical]:
+def classical_models(
+    n_features: int,
+    n_trees: int = 300,
+    n_rounds: int = 150,
+    k_best: int = 400,
+    mlp_epochs: int = 30,
+    search: bool = True,
+) -> dict[str, Classical]:
     """Return the project's classical models by name.
 
     Parameters
@@ -163,36 +203,100 @@ def classical_models(n_features: int, n_trees: int = 300, n_rounds: int = 150, k
     def selected(classifier):
         return make_pipeline(VarianceThreshold(), SelectKBest(anova, k=k_best), classifier)
 
-    def calibrated(pipeline):  # a temperature, fitted on held-out speakers: an SVM has no probabilities, LDA's are far too sure
+    def calibrated(
+        pipeline,
+    ):  # a temperature, fitted on held-out speakers: an SVM has no probabilities, LDA's are far too sure
         return CalibratedClassifierCV(pipeline, method="temperature", ensemble=False)
 
     svm = SVC(class_weight="balanced", kernel="rbf")
     models = [
-        Classical("logistic regression", scaled(LogisticRegression(class_weight="balanced", max_iter=100, tol=1e-3)),
-                  {"logisticregression__C": [0.01, 0.001, 0.003, 0.03]}),
-        Classical("LDA", calibrated(scaled(ShrunkLDA())), {"estimator__shrunklda__shrinkage": [0.35, 0.7, 0.5, 0.2]}),
-        Classical("SVM", calibrated(scaled(svm)),
-                  {"estimator__svc__C": [10, 30], "estimator__svc__gamma": [0.2 / n_features, 0.05 / n_features]}),
-        Classical("random forest", RandomForestClassifier(
-                  n_trees, max_features=0.05, class_weight="balanced_subsample"), {"min_samples_leaf": [2, 4]}),
-        Classical("extra trees", ExtraTreesClassifier(
-                  n_trees, max_features=0.1, class_weight="balanced"), {"min_samples_leaf": [2, 4]}),
-        Classical("gradient boosting", selected(HistGradientBoostingClassifier(
-                  max_iter=n_rounds, max_features=0.2, early_stopping=False, max_leaf_nodes=8)),
-                  {"histgradientboostingclassifier__learning_rate": [0.06, 0.12]}),
-        Classical("XGBoost", selected(XGBClassifier(
-                  n_estimators=n_rounds, max_depth=3, subsample=0.7, colsample_bytree=0.2, n_jobs=1)),
-                  {"xgbclassifier__learning_rate": [0.1, 0.2]}),
-        Classical("LightGBM", selected(LGBMClassifier(
-                  n_estimators=n_rounds, num_leaves=8, subsample=0.7, subsample_freq=1, colsample_bytree=0.2,
-                  min_child_samples=10, deterministic=True, n_jobs=1, verbosity=-1)),
-                  {"lgbmclassifier__learning_rate": [0.06, 0.12]}),
-        Classical("MLP", scaled(MLPClassifier(
-                  (256,), learning_rate_init=3e-4, batch_size=64, max_iter=mlp_epochs, alpha=1.0, early_stopping=False)),
-                  {"mlpclassifier__alpha": [1.0, 10.0]}),
+        Classical(
+            "logistic regression",
+            scaled(LogisticRegression(class_weight="balanced", max_iter=100, tol=1e-3)),
+            {"logisticregression__C": [0.01, 0.001, 0.003, 0.03]},
+        ),
+        Classical(
+            "LDA",
+            calibrated(scaled(ShrunkLDA())),
+            {"estimator__shrunklda__shrinkage": [0.35, 0.7, 0.5, 0.2]},
+        ),
+        Classical(
+            "SVM",
+            calibrated(scaled(svm)),
+            {
+                "estimator__svc__C": [10, 30],
+                "estimator__svc__gamma": [0.2 / n_features, 0.05 / n_features],
+            },
+        ),
+        Classical(
+            "random forest",
+            RandomForestClassifier(n_trees, max_features=0.05, class_weight="balanced_subsample"),
+            {"min_samples_leaf": [2, 4]},
+        ),
+        Classical(
+            "extra trees",
+            ExtraTreesClassifier(n_trees, max_features=0.1, class_weight="balanced"),
+            {"min_samples_leaf": [2, 4]},
+        ),
+        Classical(
+            "gradient boosting",
+            selected(
+                HistGradientBoostingClassifier(
+                    max_iter=n_rounds, max_features=0.2, early_stopping=False, max_leaf_nodes=8
+                )
+            ),
+            {"histgradientboostingclassifier__learning_rate": [0.06, 0.12]},
+        ),
+        Classical(
+            "XGBoost",
+            selected(
+                XGBClassifier(
+                    n_estimators=n_rounds,
+                    max_depth=3,
+                    subsample=0.7,
+                    colsample_bytree=0.2,
+                    n_jobs=1,
+                )
+            ),
+            {"xgbclassifier__learning_rate": [0.1, 0.2]},
+        ),
+        Classical(
+            "LightGBM",
+            selected(
+                LGBMClassifier(
+                    n_estimators=n_rounds,
+                    num_leaves=8,
+                    subsample=0.7,
+                    subsample_freq=1,
+                    colsample_bytree=0.2,
+                    min_child_samples=10,
+                    deterministic=True,
+                    n_jobs=1,
+                    verbosity=-1,
+                )
+            ),
+            {"lgbmclassifier__learning_rate": [0.06, 0.12]},
+        ),
+        Classical(
+            "MLP",
+            scaled(
+                MLPClassifier(
+                    (256,),
+                    learning_rate_init=3e-4,
+                    batch_size=64,
+                    max_iter=mlp_epochs,
+                    alpha=1.0,
+                    early_stopping=False,
+                )
+            ),
+            {"mlpclassifier__alpha": [1.0, 10.0]},
+        ),
     ]
     if not search:
-        models = [Classical(m.name, m.estimator, {k: v[:1] for k, v in m.grid.items()}, m.refit) for m in models]
+        models = [
+            Classical(m.name, m.estimator, {k: v[:1] for k, v in m.grid.items()}, m.refit)
+            for m in models
+        ]
     return {model.name: model for model in models}
 
 
@@ -201,7 +305,9 @@ def linear_head(name: str) -> Classical:
 
     Use it where something was done to the embeddings, e.g. standardising per speaker, that the head has to learn anew.
     """
-    return Classical(name, LogisticRegression(class_weight="balanced", max_iter=500), {"C": [0.01, 0.001, 0.1]})
+    return Classical(
+        name, LogisticRegression(class_weight="balanced", max_iter=500), {"C": [0.01, 0.001, 0.1]}
+    )
 
 
 def fit_seeded(model: BaseEstimator, part: Part, seed: int) -> BaseEstimator:
@@ -211,11 +317,15 @@ def fit_seeded(model: BaseEstimator, part: Part, seed: int) -> BaseEstimator:
     from sklearn.exceptions import ConvergenceWarning
 
     part = part.with_copies()
-    model.set_params(**{name: seed for name in model.get_params() if name.split("__")[-1] == "random_state"})
+    model.set_params(
+        **{name: seed for name in model.get_params() if name.split("__")[-1] == "random_state"}
+    )
     if isinstance(model, CalibratedClassifierCV):
         splitter = GroupKFold(min(4, len(np.unique(part.speakers))))
         model.set_params(cv=list(splitter.split(part.inputs, part.classes, part.speakers)))
-    with warnings.catch_warnings():  # fixed small budgets of iterations are part of these models' regularisation
+    with (
+        warnings.catch_warnings()
+    ):  # fixed small budgets of iterations are part of these models' regularisation
         warnings.simplefilter("ignore", ConvergenceWarning)
         return model.fit(part.inputs, part.classes)
 

@@ -15,7 +15,9 @@ OCCLUDED_DB = 40.0  # so much quieter: like a pause. Digital silence is found in
 FLANK_S = 0.01  # of a window that is made quiet; an edge would be a click
 
 
-def grad_cam(net: nn.Module, layer: nn.Module, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
+def grad_cam(
+    net: nn.Module, layer: nn.Module, images: np.ndarray, classes: np.ndarray
+) -> np.ndarray:
     """Return, for each pixel, how much its surroundings raised the score of a class (Grad-CAM).
 
     Use it to see whether a network looks at the voice or at something that it should not know of. It is coarse: as fine as
@@ -41,15 +43,26 @@ def grad_cam(net: nn.Module, layer: nn.Module, images: np.ndarray, classes: np.n
     R. Selvaraju et al., "Grad-CAM: Visual explanations from deep networks via gradient-based localization", ICCV 2017.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # images are whole numbers; the gradient is that of the maps
+        warnings.simplefilter(
+            "ignore", UserWarning
+        )  # images are whole numbers; the gradient is that of the maps
         explainer = LayerGradCam(net, layer)
-        maps = explainer.attribute(torch.tensor(images), torch.tensor(np.asarray(classes)), relu_attributions=True)
+        maps = explainer.attribute(
+            torch.tensor(images), torch.tensor(np.asarray(classes)), relu_attributions=True
+        )
     maps = nn.functional.interpolate(maps.detach(), images.shape[1:], mode="bilinear")[:, 0]
     return (maps / maps.amax(dim=(1, 2), keepdim=True).clamp(min=1e-9)).numpy()
 
 
-def occlusion(model: Artifact | Average, signal: np.ndarray, emotion: str, enrolment: list[np.ndarray] | None = None,
-              only: tuple[str, ...] = (), window_s: float = 0.3, n_most: int = 32) -> pd.DataFrame:
+def occlusion(
+    model: Artifact | Average,
+    signal: np.ndarray,
+    emotion: str,
+    enrolment: list[np.ndarray] | None = None,
+    only: tuple[str, ...] = (),
+    window_s: float = 0.3,
+    n_most: int = 32,
+) -> pd.DataFrame:
     """Return how much less probable an emotion gets when a short part of a clip is made quiet, for parts all along the clip.
 
     Use it to see where a model of any kind listens: it needs nothing but its answers. It says where, not why; and a clip with
@@ -88,19 +101,28 @@ def occlusion(model: Artifact | Average, signal: np.ndarray, emotion: str, enrol
     """
     kept = [i for i, name in enumerate(model.emotions) if not only or name in only]
     if emotion not in [model.emotions[i] for i in kept]:
-        raise ValueError(f"{emotion!r} is none of the emotions to choose among: "
-                         f"{', '.join(model.emotions[i] for i in kept)}")
+        raise ValueError(
+            f"{emotion!r} is none of the emotions to choose among: "
+            f"{', '.join(model.emotions[i] for i in kept)}"
+        )
     seconds = len(signal) / audio.SAMPLING_RATE
     window_s = min(max(window_s, 2 * seconds / (n_most + 1)), seconds)
     n_parts = min(int(np.ceil(2 * (seconds - window_s) / window_s)) + 1, n_most)
     starts = np.linspace(0, seconds - window_s, n_parts)
     time = np.arange(len(signal)) / audio.SAMPLING_RATE
-    inside = (np.minimum(time - start, start + window_s - time) / FLANK_S for start in starts)  # 1: a flank's width within
+    inside = (
+        np.minimum(time - start, start + window_s - time) / FLANK_S for start in starts
+    )  # 1: a flank's width within
     quiet = 10 ** (-OCCLUDED_DB / 20)
-    occluded = [(signal * (1 - (1 - quiet) * np.sin(np.pi / 2 * depth.clip(0, 1)) ** 2)).astype(np.float32) for depth in inside]
+    occluded = [
+        (signal * (1 - (1 - quiet) * np.sin(np.pi / 2 * depth.clip(0, 1)) ** 2)).astype(np.float32)
+        for depth in inside
+    ]
     values = model.probabilities([signal, *occluded], enrolment)
     share = values[:, model.emotions.index(emotion)] / values[:, kept].sum(axis=1).clip(1e-12)
-    return pd.DataFrame({"start_s": starts, "end_s": starts + window_s, "fall": share[0] - share[1:]})
+    return pd.DataFrame(
+        {"start_s": starts, "end_s": starts + window_s, "fall": share[0] - share[1:]}
+    )
 
 
 def attention_weights(net: nn.Module, inputs: np.ndarray) -> np.ndarray:
@@ -120,7 +142,9 @@ def attention_weights(net: nn.Module, inputs: np.ndarray) -> np.ndarray:
         Weights that add up to 1 for each clip; 0 on padding.
     """
     seen = []
-    hook = net.attention.register_forward_hook(lambda part, given, _: seen.append(part.weights(*given)[:, 0].numpy()))
+    hook = net.attention.register_forward_hook(
+        lambda part, given, _: seen.append(part.weights(*given)[:, 0].numpy())
+    )
     try:
         with torch.inference_mode():
             net.eval()(torch.tensor(inputs))
@@ -145,13 +169,22 @@ def surest(probability: np.ndarray, rows: pd.DataFrame, emotions: list[str]) -> 
     pd.DataFrame
         Index emotion; ``utterance_id`` and ``p``.
     """
-    right = probability.argmax(axis=1) == rows["emotion"].map({e: i for i, e in enumerate(emotions)}).to_numpy()
+    right = (
+        probability.argmax(axis=1)
+        == rows["emotion"].map({e: i for i, e in enumerate(emotions)}).to_numpy()
+    )
     found = rows[["utterance_id", "emotion"]].assign(p=probability.max(axis=1))[right]
     return found.sort_values("p").drop_duplicates("emotion", keep="last").set_index("emotion")
 
 
-def permutation_importance(net: nn.Module, inputs: np.ndarray, classes: np.ndarray, families: list[str], n_repeats: int = 5,
-                           seed: int = 0) -> dict[str, np.ndarray]:
+def permutation_importance(
+    net: nn.Module,
+    inputs: np.ndarray,
+    classes: np.ndarray,
+    families: list[str],
+    n_repeats: int = 5,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
     """Return how much worse a network gets when a family of features is shuffled among the clips.
 
     Use it with families of related features: shuffling one of many that say the same changes nothing.
@@ -186,6 +219,12 @@ def permutation_importance(net: nn.Module, inputs: np.ndarray, classes: np.ndarr
 
     torch.manual_seed(seed)
     with torch.inference_mode():
-        rises = [FeaturePermutation(gain).attribute(torch.tensor(inputs), feature_mask=mask)[0] for _ in range(n_repeats)]
+        rises = [
+            FeaturePermutation(gain).attribute(torch.tensor(inputs), feature_mask=mask)[0]
+            for _ in range(n_repeats)
+        ]
     first = [families.index(name) for name in names]
-    return {name: np.array([float(rise[column]) for rise in rises]) for name, column in zip(names, first, strict=True)}
+    return {
+        name: np.array([float(rise[column]) for rise in rises])
+        for name, column in zip(names, first, strict=True)
+    }

@@ -62,27 +62,41 @@ def write_onnx(artifact: Artifact, path: Path) -> Path:
         by compiled code that no exporter reads. Or if the file answers otherwise than the artefact.
     """
     if isinstance(artifact, Average):
-        raise ValueError(f"it is an average of {len(artifact.members)} models ({', '.join(artifact.members)}): export those of "
-                         "its members that are networks on mel images, one by one, from their own folders")
+        raise ValueError(
+            f"it is an average of {len(artifact.members)} models ({', '.join(artifact.members)}): export those of "
+            "its members that are networks on mel images, one by one, from their own folders"
+        )
     part = artifact.parts["inductive"]
     if artifact.input.kind != "image" or not isinstance(part, NetworkPart):
         about = part.described()
         what = about.get("build") or about.get("estimator") or about["kind"]
-        raise ValueError(f"it is a model ({what}) on inputs of the kind {artifact.input.kind!r}: only networks on mel images "
-                         "(kind 'image') can be exported, and fine-tuned speech encoders (write_onnx_of_samples)")
+        raise ValueError(
+            f"it is a model ({what}) on inputs of the kind {artifact.input.kind!r}: only networks on mel images "
+            "(kind 'image') can be exported, and fine-tuned speech encoders (write_onnx_of_samples)"
+        )
     net = part.net(len(artifact.emotions))
     for name, module in list(net.named_modules()):
         if type(module) in STAND_INS:
             net.set_submodule(name, STAND_INS[type(module)](module))
-    mel, probe = MelImage(**artifact.input.arguments, levelled=artifact.input.levelled), artifacts.probe_signal()
+    mel, probe = (
+        MelImage(**artifact.input.arguments, levelled=artifact.input.levelled),
+        artifacts.probe_signal(),
+    )
     image = mel(torch.tensor(probe)).numpy()
     off = np.abs(image.astype(int) - artifact.input(probe))
     if off.max() > 1 or off.mean() > PIXELS_OFF:
-        raise ValueError(f"the probe's image is not this project's in {np.count_nonzero(off)} of {off.size} pixels, by up to "
-                         f"{off.max()} levels: nothing was written. MelImage does not do what spectrograms.padded_image does")
+        raise ValueError(
+            f"the probe's image is not this project's in {np.count_nonzero(off)} of {off.size} pixels, by up to "
+            f"{off.max()} levels: nothing was written. MelImage does not do what spectrograms.padded_image does"
+        )
     told = {name: artifact.card[name] for name in TOLD if name in artifact.card}
-    return _write(_OnImages(mel, net), path, {"emotions": artifact.emotions} | told, probe,
-                  part.predictor(len(artifact.emotions))(image[None])[0])
+    return _write(
+        _OnImages(mel, net),
+        path,
+        {"emotions": artifact.emotions} | told,
+        probe,
+        part.predictor(len(artifact.emotions))(image[None])[0],
+    )
 
 
 def write_onnx_of_samples(net: nn.Module, path: Path, metadata: dict) -> Path:
@@ -119,12 +133,16 @@ def write_onnx_of_samples(net: nn.Module, path: Path, metadata: dict) -> Path:
     from helpers import wav2vec2  # late: a model on mel images needs none of it
 
     if not isinstance(net, wav2vec2.FineTuned):
-        raise ValueError(f"it is a {type(net).__name__}: only wav2vec2.FineTuned reads samples; a saved network on mel images "
-                         "is exported by write_onnx")
+        raise ValueError(
+            f"it is a {type(net).__name__}: only wav2vec2.FineTuned reads samples; a saved network on mel images "
+            "is exported by write_onnx"
+        )
     n_classes = net.head[-1].out_features
     if len(metadata.get("emotions", ())) != n_classes:
-        raise ValueError(f"its metadata names the emotions {metadata.get('emotions')}, it has {n_classes} outputs: name one "
-                         "for each, in their order")
+        raise ValueError(
+            f"its metadata names the emotions {metadata.get('emotions')}, it has {n_classes} outputs: name one "
+            "for each, in their order"
+        )
     probe, place, was_training = artifacts.probe_signal(), net.encoder.device, net.training
     clip = np.clip(np.round(probe * 32768), -32767, 32767).astype(np.int16)
     try:
@@ -154,18 +172,40 @@ class MelImage(nn.Module):
         speech lies so near the edge of rounding that it is one level off; that moves a probability by up to some 1e-4
     """
 
-    def __init__(self, n_frames: int, front_end: FrontEnd = IMAGE, trim: bool = True, levelled: bool = False):
+    def __init__(
+        self, n_frames: int, front_end: FrontEnd = IMAGE, trim: bool = True, levelled: bool = False
+    ):
         super().__init__()
         self.front_end, self.trim, self.levelled = front_end, trim, levelled
-        starts, samples = np.arange(n_frames) * front_end.hop_length, np.arange(front_end.win_length)
-        turns = samples[:, None] * np.arange(front_end.n_fft // 2 + 1) % front_end.n_fft / front_end.n_fft
+        starts, samples = (
+            np.arange(n_frames) * front_end.hop_length,
+            np.arange(front_end.win_length),
+        )
+        turns = (
+            samples[:, None]
+            * np.arange(front_end.n_fft // 2 + 1)
+            % front_end.n_fft
+            / front_end.n_fft
+        )
         window = features._window(front_end.win_length)
-        waves = np.concatenate([np.cos(2 * np.pi * turns), np.sin(2 * np.pi * turns)], axis=1) * (2 / window.sum(dtype=float))
-        bands = features._mel_filters(front_end, front_end.n_mels)[:, ::-1]  # row 0 is the highest band
-        constants = {"starts": starts, "places": starts[:, None] + samples, "window": window, "waves": waves,
-                     "bands": np.concatenate([bands, bands]).astype(float)}  # of the real and the imaginary parts
+        waves = np.concatenate([np.cos(2 * np.pi * turns), np.sin(2 * np.pi * turns)], axis=1) * (
+            2 / window.sum(dtype=float)
+        )
+        bands = features._mel_filters(front_end, front_end.n_mels)[
+            :, ::-1
+        ]  # row 0 is the highest band
+        constants = {
+            "starts": starts,
+            "places": starts[:, None] + samples,
+            "window": window,
+            "waves": waves,
+            "bands": np.concatenate([bands, bands]).astype(float),
+        }  # of the real and the imaginary parts
         if levelled:  # noise lies where the network sees it; behind that, it could only move the end of the trimming
-            constants |= {"low_pass": audio.low_pass(), "noise": audio.noise_floor(int(starts[-1]) + 2 * audio.SAMPLING_RATE)}
+            constants |= {
+                "low_pass": audio.low_pass(),
+                "noise": audio.noise_floor(int(starts[-1]) + 2 * audio.SAMPLING_RATE),
+            }
         for name, values in constants.items():
             self.register_buffer(name, torch.tensor(values))
 
@@ -176,12 +216,16 @@ class MelImage(nn.Module):
             signal = signal.double() * (10 ** (audio.LEVEL_DBFS / 20) / loudest)
             # in float32, since onnxruntime convolves nothing else
             taps = self.low_pass[None, None].float()
-            low = nn.functional.conv1d(signal[None, None].float(), taps, padding=taps.shape[2] // 2)[0, 0].double()
+            low = nn.functional.conv1d(
+                signal[None, None].float(), taps, padding=taps.shape[2] // 2
+            )[0, 0].double()
             signal = (low + torch.cat([self.noise, torch.zeros_like(low)])[: low.shape[0]]).float()
         if self.trim:
             signal = _trimmed(signal, self.front_end.trim_db)
         before = signal.new_zeros(self.front_end.win_length // 2)
-        behind = signal.new_zeros(int(self.places.max()) + 1)  # so that every frame that the network may see is there
+        behind = signal.new_zeros(
+            int(self.places.max()) + 1
+        )  # so that every frame that the network may see is there
         frames = torch.cat([before, signal, behind])[self.places] * self.window
         power = ((frames.double() @ self.waves).square() @ self.bands).clamp(min=features._FLOOR)
         level = 10 / math.log(10) * power.log()  # log10 would be divided by a constant in float32
@@ -208,7 +252,9 @@ class _OnClips(nn.Module):
         self.net = net
 
     def forward(self, signal: torch.Tensor) -> torch.Tensor:
-        return self.net((signal * 32768).round().clamp(-32767, 32767).to(torch.int16)[None]).softmax(1)[0]
+        return self.net(
+            (signal * 32768).round().clamp(-32767, 32767).to(torch.int16)[None]
+        ).softmax(1)[0]
 
 
 class _NormOfAll(nn.Module):
@@ -237,7 +283,10 @@ class _Scaled(nn.Module):
         return values * (inputs != 0).any(dim=-1, keepdim=True)
 
 
-STAND_INS = {nets.MaskedNorm: _NormOfAll, nets.Scaler: _Scaled}  # compute the same, in a way that the exporter understands
+STAND_INS = {
+    nets.MaskedNorm: _NormOfAll,
+    nets.Scaler: _Scaled,
+}  # compute the same, in a way that the exporter understands
 
 
 def _powers(signal: torch.Tensor) -> torch.Tensor:
@@ -250,34 +299,55 @@ def _powers(signal: torch.Tensor) -> torch.Tensor:
 def _trimmed(signal: torch.Tensor, top_db: float) -> torch.Tensor:
     """What ``audio.trim`` does."""
     power = _powers(signal)
-    heard = (power >= power.max() * 10 ** (-top_db / 10)).nonzero()[:, 0]  # all of them in a silent signal: 0 >= 0
-    return signal[heard[0] * RMS_HOP: (heard[-1] + 1) * RMS_HOP]
+    heard = (power >= power.max() * 10 ** (-top_db / 10)).nonzero()[
+        :, 0
+    ]  # all of them in a silent signal: 0 >= 0
+    return signal[heard[0] * RMS_HOP : (heard[-1] + 1) * RMS_HOP]
 
 
-def _write(model: nn.Module, path: Path, metadata: dict, probe: np.ndarray, expected: np.ndarray) -> Path:
+def _write(
+    model: nn.Module, path: Path, metadata: dict, probe: np.ndarray, expected: np.ndarray
+) -> Path:
     """Export a module, compare what onnxruntime makes of it with the project's answer to the probe, and write the file."""
     content, fast = io.BytesIO(), torch.backends.mha.get_fastpath_enabled()
     with warnings.catch_warnings():
         # that this exporter is the older one (the newer can't translate packed sequences or adaptive maxima), and that it
         # follows one example, which the comparison below answers for
         warnings.simplefilter("ignore")
-        torch.backends.mha.set_fastpath_enabled(False)  # one operation of torch for a whole layer, which ONNX hasn't
+        torch.backends.mha.set_fastpath_enabled(
+            False
+        )  # one operation of torch for a whole layer, which ONNX hasn't
         try:
-            torch.onnx.export(model.eval(), (torch.tensor(probe),), content, dynamo=False, opset_version=OPSET,
-                              input_names=["signal"], output_names=["probabilities"], dynamic_axes={"signal": {0: "n_samples"}})
+            torch.onnx.export(
+                model.eval(),
+                (torch.tensor(probe),),
+                content,
+                dynamo=False,
+                opset_version=OPSET,
+                input_names=["signal"],
+                output_names=["probabilities"],
+                dynamic_axes={"signal": {0: "n_samples"}},
+            )
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
     proto = onnx.load_from_string(content.getvalue())
     texts = metadata | {"sampling_rate": audio.SAMPLING_RATE}
-    onnx.helper.set_model_props(proto, {name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-                                        for name, value in texts.items()})
+    onnx.helper.set_model_props(
+        proto,
+        {
+            name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            for name, value in texts.items()
+        },
+    )
     onnx.checker.check_model(proto, full_check=True)
     content = proto.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"signal": probe})
     if found.shape != expected.shape or not np.abs(found - expected).max() <= SAME_PROBABILITY:
-        raise ValueError(f"as ONNX it answers the probe with {found.round(5).tolist()}, in this project with "
-                         f"{np.round(expected, 5).tolist()}: nothing was written. Install the versions of constraints.txt")
+        raise ValueError(
+            f"as ONNX it answers the probe with {found.round(5).tolist()}, in this project with "
+            f"{np.round(expected, 5).tolist()}: nothing was written. Install the versions of constraints.txt"
+        )
     write_atomically(Path(path), lambda handle: handle.write(content))
     return Path(path)
 

@@ -29,13 +29,31 @@ from helpers.parallel import over_clips
 PART_BYTES, WIDE_PART_BYTES = 8_000_000, 28_000_000
 _FLOOR = 1e-10  # power below which nothing is heard: -100 dB
 _MEL_STEP = math.log(6.4) / 27  # from one mel to the next, above 1 kHz
-_MOVING_TOGETHER = (*(f"mfcc{i:02d}" for i in range(13)), "rms_db", "f0_st")  # whose correlations are functionals
+_MOVING_TOGETHER = (
+    *(f"mfcc{i:02d}" for i in range(13)),
+    "rms_db",
+    "f0_st",
+)  # whose correlations are functionals
 _FAMILIES = {  # the zeroth MFCC is the mean level of all bands
-    "pitch": ("f0",), "voice quality": ("jitter", "shimmer", "hnr", "voicing", "harmonic"),
-    "energy": ("rms", "amplitude", "flux", "mfcc00"), "MFCC": ("mfcc",),
+    "pitch": ("f0",),
+    "voice quality": ("jitter", "shimmer", "hnr", "voicing", "harmonic"),
+    "energy": ("rms", "amplitude", "flux", "mfcc00"),
+    "MFCC": ("mfcc",),
     "mel bands": ("band0", "band1", "band2", "band3", "mel"),
-    "spectral shape": ("centroid", "bandwidth", "rolloff", "flatness", "alpha", "hammarberg", "slope", "contrast", "zero"),
-    "chroma": ("chroma", "tuning"), "rhythm": ("duration", "voiced_", "pause", "loudness")}
+    "spectral shape": (
+        "centroid",
+        "bandwidth",
+        "rolloff",
+        "flatness",
+        "alpha",
+        "hammarberg",
+        "slope",
+        "contrast",
+        "zero",
+    ),
+    "chroma": ("chroma", "tuning"),
+    "rhythm": ("duration", "voiced_", "pause", "loudness"),
+}
 
 
 @dataclass(frozen=True)
@@ -48,19 +66,27 @@ class FrontEnd:
     sampling_rate: int = audio.SAMPLING_RATE  # Hz
     win_length: int = 640  # samples: 40 ms
     hop_length: int = 160  # samples: 10 ms
-    n_fft: int = 1024  # samples; zero-padded, which also keeps the autocorrelation from wrapping around
+    n_fft: int = (
+        1024  # samples; zero-padded, which also keeps the autocorrelation from wrapping around
+    )
     n_mels: int = 128  # fine mel bands: their means are features, MFCC come from them
     n_bands: int = 32  # coarse mel bands, followed over time
     n_mfcc: int = 20
     f0_min: float = 62.5  # Hz
     f0_max: float = 600.0  # Hz
     voicing: float = 0.5  # height of the autocorrelation peak from which a frame counts as voiced
-    harmonic: bool = False  # add the harmonic-percussive share (slow: a median filter over the spectrogram)
+    harmonic: bool = (
+        False  # add the harmonic-percussive share (slow: a median filter over the spectrogram)
+    )
     trim_db: float = audio.TRIM_DB  # dB
-    seconds: float = 0.0  # s; analyse only this much from the start, untrimmed (0: all). For the 200 ms control
+    seconds: float = (
+        0.0  # s; analyse only this much from the start, untrimmed (0: all). For the 200 ms control
+    )
 
 
-SEQUENCE = FrontEnd(hop_length=320)  # a frame every 20 ms: recurrent networks need not be fed each half-overlapping one
+SEQUENCE = FrontEnd(
+    hop_length=320
+)  # a frame every 20 ms: recurrent networks need not be fed each half-overlapping one
 
 
 def describe(signal: np.ndarray, front_end: FrontEnd = FrontEnd()) -> tuple[np.ndarray, list[str]]:
@@ -115,8 +141,10 @@ class Analysis:
         """Compute the descriptors as :func:`describe` does, to the last few bits."""
         step = front_end.hop_length // self.front_end.hop_length
         if replace(self.front_end, hop_length=self.front_end.hop_length * step) != front_end:
-            raise ValueError(f"an analysis with {self.front_end} holds no frames of {front_end}: only the "
-                             "hop may differ, and be a multiple")
+            raise ValueError(
+                f"an analysis with {self.front_end} holds no frames of {front_end}: only the "
+                "hop may differ, and be a multiple"
+            )
         return _described({name: rows[::step] for name, rows in self._single.items()}, front_end)
 
 
@@ -135,12 +163,16 @@ def mel_frequencies(n_bands: int, highest_hz: float = audio.SAMPLING_RATE / 2) -
     ----------
     M. Slaney, "Auditory toolbox", version 2, 1998.
     """
-    highest = 3 * highest_hz / 200 if highest_hz < 1000 else 15 + np.log(highest_hz / 1000) / _MEL_STEP
+    highest = (
+        3 * highest_hz / 200 if highest_hz < 1000 else 15 + np.log(highest_hz / 1000) / _MEL_STEP
+    )
     mel = np.linspace(0, highest, n_bands + 2)
     return np.where(mel < 15, mel * 200 / 3, 1000 * np.exp(_MEL_STEP * (mel - 15)))
 
 
-def functionals(signal: np.ndarray | Analysis, front_end: FrontEnd = FrontEnd()) -> dict[str, float]:
+def functionals(
+    signal: np.ndarray | Analysis, front_end: FrontEnd = FrontEnd()
+) -> dict[str, float]:
     """Summarise a signal's descriptors over time, into named numbers.
 
     Per descriptor: mean, std, min, max, percentiles 5, 25, 50, 75, 95, slope (per second), mean and std over the voiced
@@ -165,22 +197,32 @@ def functionals(signal: np.ndarray | Analysis, front_end: FrontEnd = FrontEnd())
     else:
         analysis = signal if isinstance(signal, Analysis) else Analysis(signal, front_end)
         signal, (curves, names) = analysis.signal, analysis.describe(front_end)
-    fine, curves = curves[:, : front_end.n_mels], curves[:, front_end.n_mels:]
-    fine_names, names = names[: front_end.n_mels], names[front_end.n_mels:]
+    fine, curves = curves[:, : front_end.n_mels], curves[:, front_end.n_mels :]
+    fine_names, names = names[: front_end.n_mels], names[front_end.n_mels :]
     voiced = np.isfinite(curves[:, names.index("f0_st")])
 
     level = curves[:, names.index("rms_db")]
     loud = level >= np.percentile(level, 67)
 
     clip = _clip_numbers(signal, curves, names, voiced, front_end)
-    over_time = _curve_functionals(curves, voiced, loud, front_end) | _delta_functionals(curves, front_end)
-    values = np.concatenate([fine.mean(axis=0), [*clip.values()], _correlations(curves, names), *over_time.values()])
+    over_time = _curve_functionals(curves, voiced, loud, front_end) | _delta_functionals(
+        curves, front_end
+    )
+    values = np.concatenate(
+        [fine.mean(axis=0), [*clip.values()], _correlations(curves, names), *over_time.values()]
+    )
     columns = _column_names(tuple(fine_names), tuple(clip), tuple(names), tuple(over_time))
-    return dict(zip(columns, np.nan_to_num(values, nan=0, posinf=0, neginf=0).tolist(), strict=True))
+    return dict(
+        zip(columns, np.nan_to_num(values, nan=0, posinf=0, neginf=0).tolist(), strict=True)
+    )
 
 
-def functionals_table(utterances: pd.DataFrame, front_end: FrontEnd = FrontEnd(), n_jobs: int = -1,
-                      progress: str = "functionals") -> pd.DataFrame:
+def functionals_table(
+    utterances: pd.DataFrame,
+    front_end: FrontEnd = FrontEnd(),
+    n_jobs: int = -1,
+    progress: str = "functionals",
+) -> pd.DataFrame:
     """Compute the functionals of every utterance, in parallel; what was computed before is not computed again.
 
     Parameters
@@ -204,16 +246,22 @@ def functionals_table(utterances: pd.DataFrame, front_end: FrontEnd = FrontEnd()
     return _as_table(utterances["utterance_id"], names, rows)
 
 
-def functionals_parts(utterances: pd.DataFrame, front_end: FrontEnd = FrontEnd(), n_jobs: int = -1,
-                      progress: str = "functionals") -> Iterator[pd.DataFrame]:
+def functionals_parts(
+    utterances: pd.DataFrame,
+    front_end: FrontEnd = FrontEnd(),
+    n_jobs: int = -1,
+    progress: str = "functionals",
+) -> Iterator[pd.DataFrame]:
     """Compute :func:`functionals_table` in parts of some megabytes, for ``tables.write_parts``: one at a time is in memory."""
     names, rows = _functional_rows(utterances, front_end, n_jobs, progress)
     n = max(WIDE_PART_BYTES // (4 * len(names)), 1)
     for i in range(0, len(utterances), n):
-        yield _as_table(utterances["utterance_id"].iloc[i: i + n], names, rows)
+        yield _as_table(utterances["utterance_id"].iloc[i : i + n], names, rows)
 
 
-def descriptors_table(utterances: pd.DataFrame, front_end: FrontEnd = SEQUENCE, n_jobs: int = -1) -> pd.DataFrame:
+def descriptors_table(
+    utterances: pd.DataFrame, front_end: FrontEnd = SEQUENCE, n_jobs: int = -1
+) -> pd.DataFrame:
     """Compute every utterance's descriptors as a sequence, for recurrent networks; in parallel.
 
     The fine mel bands are left out: the images of notebook 04 hold them.
@@ -232,10 +280,14 @@ def descriptors_table(utterances: pd.DataFrame, front_end: FrontEnd = SEQUENCE, 
     return pd.concat(descriptors_parts(utterances, front_end, n_jobs), ignore_index=True)
 
 
-def descriptors_parts(utterances: pd.DataFrame, front_end: FrontEnd = SEQUENCE, n_jobs: int = -1) -> Iterator[pd.DataFrame]:
+def descriptors_parts(
+    utterances: pd.DataFrame, front_end: FrontEnd = SEQUENCE, n_jobs: int = -1
+) -> Iterator[pd.DataFrame]:
     """Compute :func:`descriptors_table` in parts of some megabytes, for ``tables.write_parts``: one at a time is in memory."""
     jobs = ((u.path, u.start_s, u.end_s, front_end) for u in utterances.itertuples())
-    names = describe(np.zeros(front_end.sampling_rate, np.float32), front_end)[1][front_end.n_mels:]
+    names = describe(np.zeros(front_end.sampling_rate, np.float32), front_end)[1][
+        front_end.n_mels :
+    ]
     ids, curves, size = [], [], 0
     made = over_clips(_sequence, jobs, n_jobs, "descriptors", len(utterances))
     for utterance_id, own in zip(utterances["utterance_id"], made, strict=True):
@@ -264,8 +316,18 @@ def eight_curves(frames: pd.DataFrame) -> pd.DataFrame:
     pd.DataFrame
         ``utterance_id`` and eight columns, rows as they were.
     """
-    shape = ["zero_crossing", "rms_db", "centroid_hz", "bandwidth_hz", "flatness_db", "rolloff85_hz", "rolloff01_hz"]
-    return frames[["utterance_id", *shape]].assign(mfcc_mean=frames[[f"mfcc{i:02d}" for i in range(13)]].mean(axis=1))
+    shape = [
+        "zero_crossing",
+        "rms_db",
+        "centroid_hz",
+        "bandwidth_hz",
+        "flatness_db",
+        "rolloff85_hz",
+        "rolloff01_hz",
+    ]
+    return frames[["utterance_id", *shape]].assign(
+        mfcc_mean=frames[[f"mfcc{i:02d}" for i in range(13)]].mean(axis=1)
+    )
 
 
 def fill_unvoiced(frames: pd.DataFrame) -> pd.DataFrame:
@@ -306,8 +368,13 @@ def sequences(frames: pd.DataFrame, n_steps: int, stride: int = 1) -> np.ndarray
     return np.stack([_steps(clip, n_steps, stride) for clip in _clips(frames)])
 
 
-def sequence(signal: np.ndarray | Analysis, n_steps: int, stride: int = 1, front_end: FrontEnd = SEQUENCE,
-             trim: bool = True) -> np.ndarray:
+def sequence(
+    signal: np.ndarray | Analysis,
+    n_steps: int,
+    stride: int = 1,
+    front_end: FrontEnd = SEQUENCE,
+    trim: bool = True,
+) -> np.ndarray:
     """Turn one signal into what :func:`sequences` makes of its rows in the descriptors table.
 
     Parameters
@@ -345,7 +412,9 @@ def segments(frames: pd.DataFrame, n_segments: int = 5) -> np.ndarray:
     return np.stack([_segments(clip, n_segments) for clip in _clips(frames)])
 
 
-def signal_segments(signal: np.ndarray | Analysis, n_segments: int = 5, front_end: FrontEnd = SEQUENCE) -> np.ndarray:
+def signal_segments(
+    signal: np.ndarray | Analysis, n_segments: int = 5, front_end: FrontEnd = SEQUENCE
+) -> np.ndarray:
     """Turn one signal into what :func:`segments` makes of its rows in the descriptors table.
 
     Parameters
@@ -388,8 +457,13 @@ def normalise_by_speaker(values: np.ndarray, speakers: np.ndarray) -> np.ndarray
     return result
 
 
-def normalise_by_enrolment(values: np.ndarray, enrolment: np.ndarray, usual_mean: np.ndarray, usual_std: np.ndarray,
-                           prior: float = 4.0) -> np.ndarray:
+def normalise_by_enrolment(
+    values: np.ndarray,
+    enrolment: np.ndarray,
+    usual_mean: np.ndarray,
+    usual_std: np.ndarray,
+    prior: float = 4.0,
+) -> np.ndarray:
     """Standardise a speaker's clips with what a few of them (the *enrolment* clips) say of the speaker.
 
     What :func:`normalise_by_speaker` is for people of whom little is known: a few clips give a poor mean and a worse standard
@@ -420,13 +494,17 @@ def _clip_begins(frames: pd.DataFrame) -> np.ndarray:
 
 def _clips(frames: pd.DataFrame) -> list[np.ndarray]:
     """The descriptors of each clip, shape ``(n_frames, n_descriptors)``."""
-    return np.split(frames.drop(columns="utterance_id").to_numpy(np.float32), _clip_begins(frames)[1:])
+    return np.split(
+        frames.drop(columns="utterance_id").to_numpy(np.float32), _clip_begins(frames)[1:]
+    )
 
 
 def _fill(curve: np.ndarray) -> None:
     """Draw the line between the neighbours of NaN, in place."""
     known = np.isfinite(curve)
-    curve[~known] = np.interp(np.flatnonzero(~known), np.flatnonzero(known), curve[known]) if known.any() else 0
+    curve[~known] = (
+        np.interp(np.flatnonzero(~known), np.flatnonzero(known), curve[known]) if known.any() else 0
+    )
 
 
 def _steps(clip: np.ndarray, n_steps: int, stride: int) -> np.ndarray:
@@ -441,16 +519,27 @@ def _steps(clip: np.ndarray, n_steps: int, stride: int) -> np.ndarray:
 def _segments(clip: np.ndarray, n_segments: int) -> np.ndarray:
     """Mean, standard deviation, minimum and maximum of equal parts of a clip."""
     edges = np.linspace(0, len(clip), n_segments + 1)
-    parts = [clip[int(low): max(math.ceil(high), int(low) + 1)] for low, high in itertools.pairwise(edges)]
-    return np.stack([np.concatenate([part.mean(axis=0), part.std(axis=0), part.min(axis=0), part.max(axis=0)])
-                     for part in parts]).astype(np.float32)
+    parts = [
+        clip[int(low) : max(math.ceil(high), int(low) + 1)]
+        for low, high in itertools.pairwise(edges)
+    ]
+    return np.stack(
+        [
+            np.concatenate(
+                [part.mean(axis=0), part.std(axis=0), part.min(axis=0), part.max(axis=0)]
+            )
+            for part in parts
+        ]
+    ).astype(np.float32)
 
 
 def _curves(signal: np.ndarray | Analysis, front_end: FrontEnd, trim: bool = True) -> np.ndarray:
     """A signal's descriptors without the fine mel bands."""
     if trim and not isinstance(signal, Analysis):
         signal = Analysis(signal, front_end)
-    return (signal.describe(front_end) if trim else describe(signal, front_end))[0][:, front_end.n_mels:]
+    return (signal.describe(front_end) if trim else describe(signal, front_end))[0][
+        :, front_end.n_mels :
+    ]
 
 
 def _sequence(path, start_s, end_s, front_end):
@@ -465,13 +554,20 @@ def _frames(ids: list[str], curves: list[np.ndarray], names: list[str]) -> pd.Da
     return table
 
 
-def _functional_rows(utterances: pd.DataFrame, front_end: FrontEnd, n_jobs: int, progress: str) -> tuple[list[str], Iterator]:
+def _functional_rows(
+    utterances: pd.DataFrame, front_end: FrontEnd, n_jobs: int, progress: str
+) -> tuple[list[str], Iterator]:
     """Return the names of the functionals, and the clips' values as they are computed.
 
     The names are those of any clip: sent along with each row they would be most of what travels.
     """
-    recipe = recipe_hash(asdict(front_end), code_with_parts(functionals), code_with_parts(audio.load))
-    jobs = ((u.path, u.start_s, u.end_s, u.audio_hash, front_end, recipe) for u in utterances.itertuples())
+    recipe = recipe_hash(
+        asdict(front_end), code_with_parts(functionals), code_with_parts(audio.load)
+    )
+    jobs = (
+        (u.path, u.start_s, u.end_s, u.audio_hash, front_end, recipe)
+        for u in utterances.itertuples()
+    )
     names = list(functionals(np.zeros(front_end.sampling_rate, np.float32), front_end))
     return names, over_clips(_stored_functionals, jobs, n_jobs, progress, len(utterances))
 
@@ -503,17 +599,26 @@ def _framewise(signal: np.ndarray, fe: FrontEnd) -> dict[str, np.ndarray]:
     magnitude = np.sqrt(power)
     fine = _db(power @ _mel_filters(fe, fe.n_mels))
     single = {
-        "fine": fine, "energy": _energy(frames), "shape": _spectral_shape(power, magnitude, fe),
-        "contrast": _contrast(magnitude, fe), "chroma": _chroma(power, fe), "mfcc": fine @ _dct_matrix(fe.n_mels, fe.n_mfcc),
-        "bands": _db(power @ _mel_filters(fe, fe.n_bands)), "correlation": _autocorrelation(power, fe),
-        "power": power.sum(axis=1), "peak_db": 20 * np.log10(np.abs(frames).max(axis=1) + _FLOOR)}
+        "fine": fine,
+        "energy": _energy(frames),
+        "shape": _spectral_shape(power, magnitude, fe),
+        "contrast": _contrast(magnitude, fe),
+        "chroma": _chroma(power, fe),
+        "mfcc": fine @ _dct_matrix(fe.n_mels, fe.n_mfcc),
+        "bands": _db(power @ _mel_filters(fe, fe.n_bands)),
+        "correlation": _autocorrelation(power, fe),
+        "power": power.sum(axis=1),
+        "peak_db": 20 * np.log10(np.abs(frames).max(axis=1) + _FLOOR),
+    }
     return single | ({"magnitude": magnitude} if fe.harmonic else {})
 
 
 def _described(single: dict[str, np.ndarray], fe: FrontEnd) -> tuple[np.ndarray, list[str]]:
     blocks = _blocks(single, fe)
     names = [name for _, columns in blocks for name in columns]
-    return np.concatenate([block.astype(np.float32, copy=False) for block, _ in blocks], axis=1), names
+    return np.concatenate(
+        [block.astype(np.float32, copy=False) for block, _ in blocks], axis=1
+    ), names
 
 
 def _blocks(single: dict[str, np.ndarray], fe: FrontEnd) -> list[tuple[np.ndarray, list[str]]]:
@@ -521,11 +626,24 @@ def _blocks(single: dict[str, np.ndarray], fe: FrontEnd) -> list[tuple[np.ndarra
     blocks = [
         (single["fine"], [f"mel{i:03d}_db" for i in range(fe.n_mels)]),
         (single["energy"], ["rms_db", "zero_crossing"]),
-        (_voice(single["correlation"], single["power"], single["peak_db"], fe),
-         ["f0_st", "voicing", "hnr_db", "jitter", "shimmer_db"]),
-        (single["shape"],
-         ["centroid_hz", "bandwidth_hz", "rolloff85_hz", "rolloff01_hz", "flatness_db", "alpha_ratio_db",
-          "hammarberg_db", "slope0500_db", "slope1500_db"]),
+        (
+            _voice(single["correlation"], single["power"], single["peak_db"], fe),
+            ["f0_st", "voicing", "hnr_db", "jitter", "shimmer_db"],
+        ),
+        (
+            single["shape"],
+            [
+                "centroid_hz",
+                "bandwidth_hz",
+                "rolloff85_hz",
+                "rolloff01_hz",
+                "flatness_db",
+                "alpha_ratio_db",
+                "hammarberg_db",
+                "slope0500_db",
+                "slope1500_db",
+            ],
+        ),
         (_flux(single["fine"]), ["flux_db"]),
         (single["contrast"], [f"contrast{i}_db" for i in range(7)]),
         (single["chroma"], [f"chroma{i:02d}" for i in range(12)]),
@@ -570,7 +688,9 @@ def _autocorrelation(power: np.ndarray, fe: FrontEnd) -> np.ndarray:
     return correlation / (correlation[:, :1] + _FLOOR) / _window_correlation(fe)[:n_lags]
 
 
-def _voice(correlation: np.ndarray, loud: np.ndarray, amplitude: np.ndarray, fe: FrontEnd) -> np.ndarray:
+def _voice(
+    correlation: np.ndarray, loud: np.ndarray, amplitude: np.ndarray, fe: FrontEnd
+) -> np.ndarray:
     """F0 (semitones above 55 Hz), voicing strength (0–1), harmonics-to-noise ratio (dB), jitter, shimmer (dB)."""
     shortest, longest = round(fe.sampling_rate / fe.f0_max), round(fe.sampling_rate / fe.f0_min)
     index, peaked = _best_lags(correlation, shortest, longest)
@@ -580,24 +700,39 @@ def _voice(correlation: np.ndarray, loud: np.ndarray, amplitude: np.ndarray, fe:
     shift = np.where(curvature < -1e-6, 0.5 * (left - right) / np.minimum(curvature, -1e-6), 0)
     period = (index + np.clip(shift, -0.5, 0.5)) / fe.sampling_rate
     strength = np.clip(middle, 1e-4, 1 - 1e-4)
-    voiced = (strength > fe.voicing) & peaked & (loud > 1e-4 * loud.max())  # within 40 dB of the loudest
+    voiced = (
+        (strength > fe.voicing) & peaked & (loud > 1e-4 * loud.max())
+    )  # within 40 dB of the loudest
     both = voiced[1:] & voiced[:-1]
     jitter = np.where(both, np.abs(np.diff(period)) / period[1:], np.nan)
     shimmer = np.where(both, np.abs(np.diff(amplitude)), np.nan)
-    jitter, shimmer = (np.concatenate([[np.nan], x]) for x in (np.where(jitter < 0.2, jitter, np.nan), shimmer))
+    jitter, shimmer = (
+        np.concatenate([[np.nan], x]) for x in (np.where(jitter < 0.2, jitter, np.nan), shimmer)
+    )
     unvoiced = np.where(voiced, 0, np.nan)
-    return np.column_stack([12 * np.log2(1 / period / 55) + unvoiced, strength,
-                            10 * np.log10(strength / (1 - strength)) + unvoiced, jitter, shimmer])
+    return np.column_stack(
+        [
+            12 * np.log2(1 / period / 55) + unvoiced,
+            strength,
+            10 * np.log10(strength / (1 - strength)) + unvoiced,
+            jitter,
+            shimmer,
+        ]
+    )
 
 
-def _best_lags(correlation: np.ndarray, shortest: int, longest: int, n_candidates: int = 5) -> tuple[np.ndarray, np.ndarray]:
+def _best_lags(
+    correlation: np.ndarray, shortest: int, longest: int, n_candidates: int = 5
+) -> tuple[np.ndarray, np.ndarray]:
     """Choose one period per frame (samples) among its highest peaks, so that the path over time jumps little (Viterbi).
 
     Short lags get a small bonus, so that one period is not mistaken for two (Boersma's octave cost); a jump costs in
     proportion to its size in octaves. Also returns whether the frame has a peak at all.
     """
-    inner = correlation[:, shortest: longest + 1]
-    is_peak = (inner >= correlation[:, shortest - 1: longest]) & (inner > correlation[:, shortest + 1: longest + 2])
+    inner = correlation[:, shortest : longest + 1]
+    is_peak = (inner >= correlation[:, shortest - 1 : longest]) & (
+        inner > correlation[:, shortest + 1 : longest + 2]
+    )
     octaves = np.log2(np.arange(shortest, longest + 1, dtype=np.float32))
     # the window's correction blows long lags up beyond 1: there they count as 1
     score = np.where(is_peak, np.minimum(inner, 1) - 0.05 * octaves, -2)
@@ -605,7 +740,9 @@ def _best_lags(correlation: np.ndarray, shortest: int, longest: int, n_candidate
     return lag + shortest, is_peak[np.arange(len(lag)), lag]
 
 
-def _smoothest_path(score: np.ndarray, octaves: np.ndarray, n_candidates: int, jump_cost: float) -> np.ndarray:
+def _smoothest_path(
+    score: np.ndarray, octaves: np.ndarray, n_candidates: int, jump_cost: float
+) -> np.ndarray:
     """Return one column per row, of the highest scores, so that the sum of scores less the cost of jumps is greatest.
 
     Viterbi's algorithm as a tree: of two neighbouring stretches of rows, the best ways through the one and through the other
@@ -624,7 +761,7 @@ def _smoothest_path(score: np.ndarray, octaves: np.ndarray, n_candidates: int, j
         first, second = np.ascontiguousarray(ways[..., ::2]), np.ascontiguousarray(ways[..., 1::2])
         ways, meet = first[:, :1] + second[:1], np.zeros((k, k, first.shape[2]), np.int8)
         for middle in range(1, k):
-            other = first[:, middle: middle + 1] + second[middle: middle + 1]
+            other = first[:, middle : middle + 1] + second[middle : middle + 1]
             np.copyto(meet, middle, where=other > ways)
             np.maximum(ways, other, out=ways)
         through.append(meet)
@@ -670,23 +807,44 @@ def _spectral_shape(power: np.ndarray, magnitude: np.ndarray, fe: FrontEnd) -> n
         return 10 * np.log10(power[:, band(low, high)].max(axis=1) + _FLOOR)
 
     # what sums over bins goes through the spectrum once
-    total, first, second = (magnitude @ np.column_stack([np.ones(n, np.float32), frequency, frequency**2])).T
-    mean, low, high = (power @ np.column_stack([np.full(n, 1 / n, np.float32), inside(50, 1000), inside(1000, 5000)])).T
+    total, first, second = (
+        magnitude @ np.column_stack([np.ones(n, np.float32), frequency, frequency**2])
+    ).T
+    mean, low, high = (
+        power
+        @ np.column_stack([np.full(n, 1 / n, np.float32), inside(50, 1000), inside(1000, 5000)])
+    ).T
     centroid = first / (total + _FLOOR)
     spread = np.sqrt(np.maximum(second / (total + _FLOOR) - centroid**2, 0))
     rolloff = frequency[_bins_of_shares(magnitude, (0.85, 0.01))]
     level = 10 * np.log10(power + _FLOOR)
     flatness = level.mean(axis=1) - 10 * np.log10(mean + _FLOOR)
-    return np.column_stack([centroid, spread, rolloff, flatness, _db(low) - _db(high), peak(0, 2000) - peak(2000, 5000),
-                            slope(0, 500), slope(500, 1500)])
+    return np.column_stack(
+        [
+            centroid,
+            spread,
+            rolloff,
+            flatness,
+            _db(low) - _db(high),
+            peak(0, 2000) - peak(2000, 5000),
+            slope(0, 500),
+            slope(500, 1500),
+        ]
+    )
 
 
-def _bins_of_shares(magnitude: np.ndarray, shares: tuple[float, ...], block: int = 27) -> np.ndarray:
+def _bins_of_shares(
+    magnitude: np.ndarray, shares: tuple[float, ...], block: int = 27
+) -> np.ndarray:
     """Return, per frame, the first bins up to which given shares of the magnitude lie, shape ``(n_frames, n_shares)``.
 
     Sums over blocks of bins first and looks into one block only, which saves the cumulative sum over all bins.
     """
-    padded = np.pad(magnitude, ((0, 0), (0, -magnitude.shape[1] % block))) if magnitude.shape[1] % block else magnitude
+    padded = (
+        np.pad(magnitude, ((0, 0), (0, -magnitude.shape[1] % block)))
+        if magnitude.shape[1] % block
+        else magnitude
+    )
     blocks = padded.reshape(len(magnitude), -1, block)
     sums = blocks.sum(axis=2)
     cumulated = np.cumsum(sums, axis=1)
@@ -735,7 +893,9 @@ def _window(win_length: int) -> np.ndarray:
 
 @cache
 def _window_correlation(fe: FrontEnd) -> np.ndarray:
-    correlation = scipy.fft.irfft(np.abs(scipy.fft.rfft(_window(fe.win_length), fe.n_fft)) ** 2, fe.n_fft)
+    correlation = scipy.fft.irfft(
+        np.abs(scipy.fft.rfft(_window(fe.win_length), fe.n_fft)) ** 2, fe.n_fft
+    )
     return (correlation / correlation[0]).astype(np.float32)
 
 
@@ -743,7 +903,9 @@ def _window_correlation(fe: FrontEnd) -> np.ndarray:
 def _mel_filters(fe: FrontEnd, n_mels: int) -> np.ndarray:
     """Triangles between neighbouring centres, 1 at the top: a band's value is its power, whatever its width."""
     edges = mel_frequencies(n_mels, fe.sampling_rate / 2)
-    ramps = np.subtract.outer(np.fft.rfftfreq(fe.n_fft, 1 / fe.sampling_rate), edges) / np.diff(edges, append=np.inf)
+    ramps = np.subtract.outer(np.fft.rfftfreq(fe.n_fft, 1 / fe.sampling_rate), edges) / np.diff(
+        edges, append=np.inf
+    )
     rising, falling = ramps[:, :-2], 1 - ramps[:, 1:-1]
     return np.maximum(np.minimum(rising, falling), 0).astype(np.float32)
 
@@ -754,8 +916,12 @@ def _chroma_filters(fe: FrontEnd) -> np.ndarray:
 
     All octaves together, those around the fifth count most.
     """
-    pitch = 12 * np.log2(np.fft.rfftfreq(fe.n_fft, 1 / fe.sampling_rate)[1:] / 27.5)  # semitones above A0
-    pitch = np.concatenate([[pitch[0] - 18], pitch])  # what lies in bin 0 has no pitch: far below, and half an octave off
+    pitch = 12 * np.log2(
+        np.fft.rfftfreq(fe.n_fft, 1 / fe.sampling_rate)[1:] / 27.5
+    )  # semitones above A0
+    pitch = np.concatenate(
+        [[pitch[0] - 18], pitch]
+    )  # what lies in bin 0 has no pitch: far below, and half an octave off
     width = np.maximum(np.diff(pitch, append=pitch[-1] + 1), 1)
     away = np.subtract.outer(pitch, np.arange(3, 15)) + 6  # C is three semitones above A
     bumps = np.exp(-2 * ((away % 12 - 6) / width[:, None]) ** 2)
@@ -771,7 +937,9 @@ def _dct_matrix(n: int, k: int) -> np.ndarray:
 # --- functionals --------------------------------------------------------------------------------------------------
 
 
-def _curve_functionals(curves: np.ndarray, voiced: np.ndarray, loud: np.ndarray, fe: FrontEnd) -> dict[str, np.ndarray]:
+def _curve_functionals(
+    curves: np.ndarray, voiced: np.ndarray, loud: np.ndarray, fe: FrontEnd
+) -> dict[str, np.ndarray]:
     """Statistics of each curve over its finite frames, shape (n_descriptors,) each."""
     present = np.isfinite(curves)
     n = present.sum(axis=0).clip(min=1)
@@ -782,25 +950,41 @@ def _curve_functionals(curves: np.ndarray, voiced: np.ndarray, loud: np.ndarray,
     time = np.arange(len(curves), dtype=np.float32)[:, None] * (fe.hop_length / fe.sampling_rate)
     time = np.where(present, time, 0) - (np.where(present, time, 0).sum(axis=0) / n)
     time = np.where(present, time, 0)
-    result = {"mean": mean, "std": np.sqrt((centred**2).sum(axis=0) / n),
-              "slope": (centred * time).sum(axis=0) / ((time**2).sum(axis=0) + 1e-6)}
-    for name, share in [("min", 0), ("p05", 0.05), ("p25", 0.25), ("p50", 0.5), ("p75", 0.75), ("p95", 0.95),
-                        ("max", 1)]:
+    result = {
+        "mean": mean,
+        "std": np.sqrt((centred**2).sum(axis=0) / n),
+        "slope": (centred * time).sum(axis=0) / ((time**2).sum(axis=0) + 1e-6),
+    }
+    for name, share in [
+        ("min", 0),
+        ("p05", 0.05),
+        ("p25", 0.25),
+        ("p50", 0.5),
+        ("p75", 0.75),
+        ("p95", 0.95),
+        ("max", 1),
+    ]:
         result[name] = _ordered_percentile(ordered, n, share)
     for name, chosen in [("voiced", voiced), ("loud", loud)]:
         weight = (chosen[:, None] & present).astype(np.float32)
         n_chosen = weight.sum(axis=0).clip(min=1)
         chosen_mean = (filled * weight).sum(axis=0) / n_chosen
         result[f"{name}_mean"] = chosen_mean
-        result[f"{name}_std"] = np.sqrt(((filled - chosen_mean) ** 2 * weight).sum(axis=0) / n_chosen)
+        result[f"{name}_std"] = np.sqrt(
+            ((filled - chosen_mean) ** 2 * weight).sum(axis=0) / n_chosen
+        )
     return result
 
 
 @cache
 def _column_names(fine: tuple, clip: tuple, descriptors: tuple, over_time: tuple) -> list[str]:
     pairs = itertools.combinations(_MOVING_TOGETHER, 2)
-    return [*(f"{name}__mean" for name in fine), *clip, *(f"{one}__with_{other}" for one, other in pairs),
-            *(f"{name}__{functional}" for functional in over_time for name in descriptors)]
+    return [
+        *(f"{name}__mean" for name in fine),
+        *clip,
+        *(f"{one}__with_{other}" for one, other in pairs),
+        *(f"{name}__{functional}" for functional in over_time for name in descriptors),
+    ]
 
 
 def _correlations(curves: np.ndarray, names: list[str]) -> np.ndarray:
@@ -822,17 +1006,19 @@ def _delta_functionals(curves: np.ndarray, fe: FrontEnd) -> dict[str, np.ndarray
     """Statistics of the change per second, by regression over ±2 frames."""
     padded = np.pad(curves, ((2, 2), (0, 0)), mode="edge")
     n = len(curves)
-    delta = (2 * (padded[4: n + 4] - padded[:n]) + padded[3: n + 3] - padded[1: n + 1]) / 10
+    delta = (2 * (padded[4 : n + 4] - padded[:n]) + padded[3 : n + 3] - padded[1 : n + 1]) / 10
     delta *= fe.sampling_rate / fe.hop_length
     present = np.isfinite(delta)
     count = present.sum(axis=0).clip(min=1)
     filled = np.where(present, delta, 0)
     mean = filled.sum(axis=0) / count
     ordered = np.sort(delta, axis=0)
-    return {"delta_abs": np.abs(filled).sum(axis=0) / count,
-            "delta_std": np.sqrt((np.where(present, delta - mean, 0) ** 2).sum(axis=0) / count),
-            "delta_p05": _ordered_percentile(ordered, count, 0.05),
-            "delta_p95": _ordered_percentile(ordered, count, 0.95)}
+    return {
+        "delta_abs": np.abs(filled).sum(axis=0) / count,
+        "delta_std": np.sqrt((np.where(present, delta - mean, 0) ** 2).sum(axis=0) / count),
+        "delta_p05": _ordered_percentile(ordered, count, 0.05),
+        "delta_p95": _ordered_percentile(ordered, count, 0.95),
+    }
 
 
 def _ordered_percentile(ordered: np.ndarray, n: np.ndarray, share: float) -> np.ndarray:
@@ -853,13 +1039,20 @@ def _clip_numbers(signal, curves, names, voiced, fe: FrontEnd) -> dict[str, floa
     seconds = max(len(signal) / fe.sampling_rate, 0.01)
     n_voiced = max(len(starts), 1)
     f0 = curves[voiced, names.index("f0_st")]
-    peaks = (level[1:-1] > level[:-2]) & (level[1:-1] >= level[2:]) & (level[1:-1] > level.max() - 20)
-    return {"duration_s": seconds, "voiced_share": voiced.mean(), "pause_share": pause.mean(),
-            "voiced_stretches_per_s": len(starts) / seconds,
-            "voiced_stretch_s": voiced.sum() * fe.hop_length / fe.sampling_rate / n_voiced,
-            "loudness_peaks_per_s": peaks.sum() / seconds,
-            "tuning": _tuning(f0),
-            "amplitude__mean": np.abs(signal).mean(), "amplitude__std": np.abs(signal).std()}
+    peaks = (
+        (level[1:-1] > level[:-2]) & (level[1:-1] >= level[2:]) & (level[1:-1] > level.max() - 20)
+    )
+    return {
+        "duration_s": seconds,
+        "voiced_share": voiced.mean(),
+        "pause_share": pause.mean(),
+        "voiced_stretches_per_s": len(starts) / seconds,
+        "voiced_stretch_s": voiced.sum() * fe.hop_length / fe.sampling_rate / n_voiced,
+        "loudness_peaks_per_s": peaks.sum() / seconds,
+        "tuning": _tuning(f0),
+        "amplitude__mean": np.abs(signal).mean(),
+        "amplitude__std": np.abs(signal).std(),
+    }
 
 
 def _tuning(semitones: np.ndarray) -> float:

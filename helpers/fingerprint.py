@@ -28,14 +28,22 @@ from helpers.cache import code, fetch, recipe_hash
 from helpers.parallel import over_clips
 
 RATE = 8_000  # Hz; a telephone's, so that copies of that bandwidth are recognised
-WINDOW, HOP = 2048, 128  # samples at RATE: 256 ms, so that a shift of half a hop changes little, every 16 ms
+WINDOW, HOP = (
+    2048,
+    128,
+)  # samples at RATE: 256 ms, so that a shift of half a hop changes little, every 16 ms
 N_BANDS, LOWEST_HZ, HIGHEST_HZ = 17, 200.0, 3400.0  # 17 bands have 16 neighbours
 HEARD_DB = 35.0  # quieter frames, against the loudest one, are the room's and the codec's
 APART = (0, 6, 12)  # frames whose bits are looked up together: 48 bits over 0.2 s
-N_TABLES, VOTES = 12, 2  # choices of bits that are looked up, and equal groups at one distance that make a candidate
+N_TABLES, VOTES = (
+    12,
+    2,
+)  # choices of bits that are looked up, and equal groups at one distance that make a candidate
 MAX_BIT_ERRORS = 0.36  # different clips are at 0.5, bad copies below 0.34
 SHORTEST_S = 0.6  # of common sound; shorter stretches of two vowels can be alike by chance
-SAME = 0.75  # correlation; on RAVDESS copies are above 0.9, the same sentence said again is below 0.6
+SAME = (
+    0.75  # correlation; on RAVDESS copies are above 0.9, the same sentence said again is below 0.6
+)
 
 
 def fingerprint(signal: np.ndarray) -> np.ndarray:
@@ -54,7 +62,9 @@ def fingerprint(signal: np.ndarray) -> np.ndarray:
     low = np.pad(soxr.resample(signal, audio.SAMPLING_RATE, RATE), WINDOW // 2)
     frames = sliding_window_view(low, WINDOW)[::HOP] * np.hanning(WINDOW).astype(np.float32)
     power = np.square(np.abs(np.fft.rfft(frames, axis=1)))
-    edges = np.searchsorted(np.fft.rfftfreq(WINDOW, 1 / RATE), np.geomspace(LOWEST_HZ, HIGHEST_HZ, N_BANDS + 1))
+    edges = np.searchsorted(
+        np.fft.rfftfreq(WINDOW, 1 / RATE), np.geomspace(LOWEST_HZ, HIGHEST_HZ, N_BANDS + 1)
+    )
     energy = np.add.reduceat(power[:, : edges[-1]], edges[:-1], axis=1)
     loudness = energy.sum(axis=1)
     between = np.diff(np.log(energy + 1e-12), axis=1)
@@ -85,12 +95,18 @@ def same_recordings(utterances: pd.DataFrame, n_jobs: int = -1) -> pd.DataFrame:
     clips = list(zip(utterances["path"], utterances["start_s"], utterances["end_s"], strict=True))
     prints = list(over_clips(_stored_print, clips, n_jobs, "fingerprints", len(clips)))
     pairs = candidates(prints)
-    heard = over_clips(_compare, [(*clips[i], *clips[j]) for i, j in pairs], n_jobs, "listening") if len(pairs) else []
+    heard = (
+        over_clips(_compare, [(*clips[i], *clips[j]) for i, j in pairs], n_jobs, "listening")
+        if len(pairs)
+        else []
+    )
     found = pd.DataFrame(heard, columns=["correlation", "shift_s"], dtype=float)
     ids = utterances["utterance_id"].to_numpy(str)
     found.insert(0, "first", ids[pairs[:, 0]])
     found.insert(1, "second", ids[pairs[:, 1]])
-    return found[found["correlation"] >= SAME].sort_values("correlation", ascending=False, ignore_index=True)
+    return found[found["correlation"] >= SAME].sort_values(
+        "correlation", ascending=False, ignore_index=True
+    )
 
 
 def candidates(prints: Iterable[np.ndarray], seed: int = 0) -> np.ndarray:
@@ -115,13 +131,20 @@ def candidates(prints: Iterable[np.ndarray], seed: int = 0) -> np.ndarray:
         return np.empty((0, 2), int)
     words, at = (np.concatenate(parts) for parts in zip(*groups, strict=True))
     clip = np.repeat(np.arange(len(prints)), counts)
-    n_bits = int(np.clip(np.log2(len(words)) + 3, 12, 32))  # about as many chance hits per group, however many clips there are
+    n_bits = int(
+        np.clip(np.log2(len(words)) + 3, 12, 32)
+    )  # about as many chance hits per group, however many clips there are
     generator, votes = np.random.default_rng(seed), []
     for _ in range(N_TABLES):
-        mask = np.sum(1 << generator.choice(len(APART) * (N_BANDS - 1), n_bits, replace=False).astype(np.uint64))
+        mask = np.sum(
+            1
+            << generator.choice(len(APART) * (N_BANDS - 1), n_bits, replace=False).astype(np.uint64)
+        )
         key = words & np.uint64(mask)
         order = np.argsort(key, kind="stable")
-        for gap in range(1, 9):  # partners within a run of equal groups; long runs are hum, and tell nothing
+        for gap in range(
+            1, 9
+        ):  # partners within a run of equal groups; long runs are hum, and tell nothing
             one, other = order[:-gap], order[gap:]
             equal = (key[one] == key[other]) & (clip[one] != clip[other])
             one, other = one[equal], other[equal]
@@ -132,12 +155,16 @@ def candidates(prints: Iterable[np.ndarray], seed: int = 0) -> np.ndarray:
 
 def _agreed(votes: np.ndarray, prints: list[np.ndarray]) -> np.ndarray:
     """Keep the pairs that have enough votes at one distance (or two neighbouring ones) and few bits that differ there."""
-    counted, n = np.unique(votes, axis=0, return_counts=True) if len(votes) else (votes, np.empty(0, int))
+    counted, n = (
+        np.unique(votes, axis=0, return_counts=True) if len(votes) else (votes, np.empty(0, int))
+    )
     follows = np.zeros(len(counted), int)
     follows[:-1] = np.where((np.diff(counted, axis=0) == [0, 0, 1]).all(axis=1), n[1:], 0)
     found = {}
     for first, second, shift in counted[n + follows >= VOTES]:
-        if (first, second) not in found and _bit_errors(prints[first], prints[second], shift) <= MAX_BIT_ERRORS:
+        if (first, second) not in found and _bit_errors(
+            prints[first], prints[second], shift
+        ) <= MAX_BIT_ERRORS:
             found[first, second] = shift
     return np.array(sorted(found), int).reshape(-1, 2)
 
@@ -145,7 +172,7 @@ def _agreed(votes: np.ndarray, prints: list[np.ndarray]) -> np.ndarray:
 def _groups(bits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return groups of bits of three frames that are all heard, and where each begins."""
     n = max(len(bits) - APART[-1], 0)
-    parts = np.stack([bits[apart: apart + n] for apart in APART]).astype(np.int64)
+    parts = np.stack([bits[apart : apart + n] for apart in APART]).astype(np.int64)
     heard = np.flatnonzero((parts >= 0).all(axis=0))
     shifts = (N_BANDS - 1) * np.arange(len(APART))[:, None]
     return (parts[:, heard] << shifts).sum(axis=0).astype(np.uint64), heard
@@ -153,7 +180,7 @@ def _groups(bits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _bit_errors(first: np.ndarray, second: np.ndarray, shift: int) -> float:
     """Return the share of bits that differ where both are heard; the second is moved `shift` frames later."""
-    one, other = first[max(shift, 0):], second[max(-shift, 0):]
+    one, other = first[max(shift, 0) :], second[max(-shift, 0) :]
     n = min(len(one), len(other))
     both = (one[:n] >= 0) & (other[:n] >= 0)
     if both.sum() < SHORTEST_S * RATE / HOP:
@@ -164,8 +191,18 @@ def _bit_errors(first: np.ndarray, second: np.ndarray, shift: int) -> float:
 def _stored_print(path: str, start_s: float, end_s: float) -> np.ndarray:
     stat = Path(path).stat() if path and Path(path).is_file() else None
     constants = [RATE, WINDOW, HOP, N_BANDS, LOWEST_HZ, HIGHEST_HZ, HEARD_DB]
-    key = recipe_hash(str(path), stat and stat.st_mtime_ns, stat and stat.st_size, start_s, end_s, code(fingerprint), constants)
-    return fetch("fingerprints", key, lambda: {"bits": fingerprint(_heard(path, start_s, end_s))})["bits"]
+    key = recipe_hash(
+        str(path),
+        stat and stat.st_mtime_ns,
+        stat and stat.st_size,
+        start_s,
+        end_s,
+        code(fingerprint),
+        constants,
+    )
+    return fetch("fingerprints", key, lambda: {"bits": fingerprint(_heard(path, start_s, end_s))})[
+        "bits"
+    ]
 
 
 def _heard(path: str, start_s: float, end_s: float) -> np.ndarray:
@@ -196,7 +233,9 @@ def correlation(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
     shift_s
         In seconds.
     """
-    from scipy.signal import sosfiltfilt  # late: a second, which whoever reads no sound need not wait
+    from scipy.signal import (
+        sosfiltfilt,
+    )  # late: a second, which whoever reads no sound need not wait
 
     one, other = (sosfiltfilt(_telephone_band(), np.pad(signal, 400)) for signal in (first, second))
     n = 1 << (len(one) + len(other)).bit_length()
@@ -204,7 +243,10 @@ def correlation(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
     shifts = np.arange(1 - len(other), len(one))
     begin, end = np.maximum(shifts, 0), np.minimum(shifts + len(other), len(one))
     energies = [np.concatenate([[0.0], np.cumsum(np.square(signal))]) for signal in (one, other)]
-    common = [energies[0][end] - energies[0][begin], energies[1][end - shifts] - energies[1][begin - shifts]]
+    common = [
+        energies[0][end] - energies[0][begin],
+        energies[1][end - shifts] - energies[1][begin - shifts],
+    ]
     enough = end - begin >= SHORTEST_S * audio.SAMPLING_RATE
     for energy, part in zip(energies, common, strict=True):
         enough &= part > energy[-1] / 4

@@ -18,13 +18,37 @@ import pandas as pd
 
 from helpers.audio import is_audio
 
-NATIVE = {"neu": "neutral", "fru": "frustrated", "ang": "angry", "sad": "sad", "exc": "excited", "hap": "happy",
-          "sur": "surprised", "fea": "fearful", "dis": "disgust", "oth": "other", "xxx": "undecided"}
-COUNTS = {"undecided": 2507, "frustrated": 1849, "neutral": 1708, "angry": 1103, "sad": 1084, "excited": 1041,
-          "happy": 595, "surprised": 107, "fearful": 40, "other": 3, "disgust": 2}  # 10,039 in all
+NATIVE = {
+    "neu": "neutral",
+    "fru": "frustrated",
+    "ang": "angry",
+    "sad": "sad",
+    "exc": "excited",
+    "hap": "happy",
+    "sur": "surprised",
+    "fea": "fearful",
+    "dis": "disgust",
+    "oth": "other",
+    "xxx": "undecided",
+}
+COUNTS = {
+    "undecided": 2507,
+    "frustrated": 1849,
+    "neutral": 1708,
+    "angry": 1103,
+    "sad": 1084,
+    "excited": 1041,
+    "happy": 595,
+    "surprised": 107,
+    "fearful": 40,
+    "other": 3,
+    "disgust": 2,
+}  # 10,039 in all
 
-_TURN = re.compile(r"^\[(?P<start>[\d.]+) - (?P<end>[\d.]+)\]\t(?P<id>\w+)\t(?P<emotion>\w+)\t"
-                   r"\[(?P<valence>[\d.]+), (?P<arousal>[\d.]+), (?P<dominance>[\d.]+)\]")
+_TURN = re.compile(
+    r"^\[(?P<start>[\d.]+) - (?P<end>[\d.]+)\]\t(?P<id>\w+)\t(?P<emotion>\w+)\t"
+    r"\[(?P<valence>[\d.]+), (?P<arousal>[\d.]+), (?P<dominance>[\d.]+)\]"
+)
 _VOTE = re.compile(r"^C-(?P<annotator>\w+):\t(?P<emotions>[^(]*?);?\s*(\(|$)")
 _SPOKEN = re.compile(r"^(?P<id>Ses\d\d[FM]_\w+_[FM]\d+) \[[\d.]+-[\d.]+\]:\s*(?P<text>.*)$")
 
@@ -38,7 +62,12 @@ def read(root: Path) -> pd.DataFrame:
         One row per utterance; ``path`` is empty where its audio is not there. ``start_s`` and ``end_s`` (s) are set only
         where the path is a whole dialogue.
     """
-    sessions = sorted(p for pattern in ("Session[1-5]", "*/Session[1-5]") for p in Path(root).glob(pattern) if p.is_dir())
+    sessions = sorted(
+        p
+        for pattern in ("Session[1-5]", "*/Session[1-5]")
+        for p in Path(root).glob(pattern)
+        if p.is_dir()
+    )
     return pd.DataFrame([row for session in sessions for row in _read_session(session)])
 
 
@@ -63,21 +92,38 @@ def read_evaluation(path: Path) -> list[dict]:
         If a turn has a label that IEMOCAP does not know, or the file holds no turn.
     """
     turns = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+    for number, line in enumerate(
+        Path(path).read_text(encoding="utf-8", errors="replace").splitlines(), start=1
+    ):
         if turn := _TURN.match(line):
             if turn["emotion"] not in NATIVE:
-                raise ValueError(f"{path}, line {number}: label {turn['emotion']!r}, expected one of {sorted(NATIVE)}")
-            turns.append({"id": turn["id"], "start": float(turn["start"]), "end": float(turn["end"]),
-                          "emotion": NATIVE[turn["emotion"]], "votes": [],
-                          **{name: float(turn[name]) for name in ("valence", "arousal", "dominance")}})
+                raise ValueError(
+                    f"{path}, line {number}: label {turn['emotion']!r}, expected one of {sorted(NATIVE)}"
+                )
+            turns.append(
+                {
+                    "id": turn["id"],
+                    "start": float(turn["start"]),
+                    "end": float(turn["end"]),
+                    "emotion": NATIVE[turn["emotion"]],
+                    "votes": [],
+                    **{name: float(turn[name]) for name in ("valence", "arousal", "dominance")},
+                }
+            )
         elif line.startswith("["):
-            raise ValueError(f"{path}, line {number}: found {line!r}, expected '[start - end]\\t<id>\\t<label>\\t[v, a, d]'")
+            raise ValueError(
+                f"{path}, line {number}: found {line!r}, expected '[start - end]\\t<id>\\t<label>\\t[v, a, d]'"
+            )
         elif turns and (vote := _VOTE.match(line)):
-            emotions = ", ".join(e.strip().lower() for e in vote["emotions"].split(";") if e.strip())
+            emotions = ", ".join(
+                e.strip().lower() for e in vote["emotions"].split(";") if e.strip()
+            )
             turns[-1]["votes"].append(f"{vote['annotator']}: {emotions}")
     if not turns:
-        raise ValueError(f"{path} holds no line like '[6.29 - 8.23]\\tSes01F_impro01_F000\\tneu\\t[2.5, 2.5, 2.5]': is it "
-                         "an EmoEvaluation file?")
+        raise ValueError(
+            f"{path} holds no line like '[6.29 - 8.23]\\tSes01F_impro01_F000\\tneu\\t[2.5, 2.5, 2.5]': is it "
+            "an EmoEvaluation file?"
+        )
     return [turn | {"votes": " | ".join(turn["votes"])} for turn in turns]
 
 
@@ -99,16 +145,25 @@ def _read_session(session: Path) -> list[dict]:
         for number, turn in enumerate(turns):
             whole = turn["id"] not in utterances and path.stem in dialogues
             speaker = turn["id"][:5] + turn["id"].rsplit("_", 1)[1][0]
-            rows.append({
-                "utterance_id": turn["id"],
-                "path": str(dialogues[path.stem] if whole else utterances.get(turn["id"], "")),
-                "start_s": turn["start"] if whole else float("nan"), "end_s": turn["end"] if whole else float("nan"),
-                "speaker": speaker, "sex": {"F": "female", "M": "male"}[speaker[-1]], "group": speaker[:5],
-                # scripted dialogues are the same words for all speakers; improvised ones share a situation only
-                "sentence": spoken.get(turn["id"], "").lower(), "text": spoken.get(turn["id"], ""),
-                "dialogue": path.stem, "turn": float(number),
-                "emotion_native": turn["emotion"], "intensity": "",
-                **{name: turn[name] for name in ("valence", "arousal", "dominance", "votes")}})
+            rows.append(
+                {
+                    "utterance_id": turn["id"],
+                    "path": str(dialogues[path.stem] if whole else utterances.get(turn["id"], "")),
+                    "start_s": turn["start"] if whole else float("nan"),
+                    "end_s": turn["end"] if whole else float("nan"),
+                    "speaker": speaker,
+                    "sex": {"F": "female", "M": "male"}[speaker[-1]],
+                    "group": speaker[:5],
+                    # scripted dialogues are the same words for all speakers; improvised ones share a situation only
+                    "sentence": spoken.get(turn["id"], "").lower(),
+                    "text": spoken.get(turn["id"], ""),
+                    "dialogue": path.stem,
+                    "turn": float(number),
+                    "emotion_native": turn["emotion"],
+                    "intensity": "",
+                    **{name: turn[name] for name in ("valence", "arousal", "dominance", "votes")},
+                }
+            )
     return rows
 
 

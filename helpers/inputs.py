@@ -36,11 +36,18 @@ class Input:
     levelled: bool = False
 
     def __post_init__(self) -> None:
-        sizes = [self.arguments[name] for name in ("n_frames", "n_steps", "n_segments", "stride") if name in self.arguments]
+        sizes = [
+            self.arguments[name]
+            for name in ("n_frames", "n_steps", "n_segments", "stride")
+            if name in self.arguments
+        ]
         if self.kind not in ("functionals", "sequence", "segments", "image") or not all(
-                isinstance(size, int) and 1 <= size <= LONGEST_INPUT for size in sizes):
-            raise ValueError(f"its input is {self.kind!r} with {str(self.arguments)[:200]}: expected functionals, "
-                             f"sequence, segments or image, of at most {LONGEST_INPUT} steps")
+            isinstance(size, int) and 1 <= size <= LONGEST_INPUT for size in sizes
+        ):
+            raise ValueError(
+                f"its input is {self.kind!r} with {str(self.arguments)[:200]}: expected functionals, "
+                f"sequence, segments or image, of at most {LONGEST_INPUT} steps"
+            )
 
     @functools.cached_property
     def key(self) -> str:
@@ -50,7 +57,9 @@ class Input:
     def __call__(self, signal: np.ndarray) -> np.ndarray:
         return self.represent(audio.levelled(signal) if self.levelled else signal)
 
-    def represent(self, signal: np.ndarray, analysis: features.Analysis | None = None) -> np.ndarray:
+    def represent(
+        self, signal: np.ndarray, analysis: features.Analysis | None = None
+    ) -> np.ndarray:
         """Turn a signal that is levelled, if it has to be, into the input; its analysis spares most of the work."""
         heard = signal if analysis is None or not self.arguments.get("trim", True) else analysis
         if self.kind == "functionals":
@@ -58,7 +67,9 @@ class Input:
             return np.array([row[name] for name in self.arguments.get("columns", row)], np.float32)
         if self.kind == "image":
             return spectrograms.padded_image(signal, **self.arguments)
-        return {"sequence": features.sequence, "segments": features.signal_segments}[self.kind](heard, **self.arguments)
+        return {"sequence": features.sequence, "segments": features.signal_segments}[self.kind](
+            heard, **self.arguments
+        )
 
 
 class Clips:
@@ -74,10 +85,16 @@ class Clips:
         What was read of them elsewhere, by the input's key.
     """
 
-    def __init__(self, signals: list[np.ndarray], each: Callable[[Callable, list], list] = side_by_side,
-                 made: dict[str, np.ndarray] | None = None):
+    def __init__(
+        self,
+        signals: list[np.ndarray],
+        each: Callable[[Callable, list], list] = side_by_side,
+        made: dict[str, np.ndarray] | None = None,
+    ):
         self.signals, self.each, self.made = signals, each, made or {}
-        self.embedded = weakref.WeakKeyDictionary()  # network → what it made of them before its head
+        self.embedded = (
+            weakref.WeakKeyDictionary()
+        )  # network → what it made of them before its head
 
     @functools.cached_property
     def levelled(self) -> list[np.ndarray]:
@@ -87,14 +104,32 @@ class Clips:
     def prepare(self, wanted: list[Input]) -> None:
         """Make all that several models read, on all cores."""
         missing = {inputs.key: inputs for inputs in wanted if inputs.key not in self.made}.values()
-        groups = [[inputs for inputs in missing if inputs.levelled == levelled and (inputs.kind == "image") == images]
-                  for images in (False, True) for levelled in (False, True)]  # images last: no core is left with a long one
+        groups = [
+            [
+                inputs
+                for inputs in missing
+                if inputs.levelled == levelled and (inputs.kind == "image") == images
+            ]
+            for images in (False, True)
+            for levelled in (False, True)
+        ]  # images last: no core is left with a long one
         groups = [group for group in groups if group]
-        rows = iter(self.each(lambda job: _represented(*job), [
-            (signal, group) for group in groups for signal in (self.levelled if group[0].levelled else self.signals)]))
+        rows = iter(
+            self.each(
+                lambda job: _represented(*job),
+                [
+                    (signal, group)
+                    for group in groups
+                    for signal in (self.levelled if group[0].levelled else self.signals)
+                ],
+            )
+        )
         for group in groups:
             made = [next(rows) for _ in self.signals]
-            self.made |= {inputs.key: np.stack(own) for inputs, own in zip(group, zip(*made, strict=True), strict=True)}
+            self.made |= {
+                inputs.key: np.stack(own)
+                for inputs, own in zip(group, zip(*made, strict=True), strict=True)
+            }
 
     def read(self, inputs: Input) -> np.ndarray:
         """Return what a model reads of the signals, shape ``(n_signals, ...)``."""
@@ -121,7 +156,13 @@ def read_ahead(chunks: list[list[np.ndarray]], wanted: list[Input]) -> Iterator[
     Clips
         A chunk, read.
     """
-    made = over_clips(_read_all, ((chunk, wanted) for chunk in chunks), progress="parts", total=len(chunks), together=1)
+    made = over_clips(
+        _read_all,
+        ((chunk, wanted) for chunk in chunks),
+        progress="parts",
+        total=len(chunks),
+        together=1,
+    )
     for chunk, own in zip(chunks, made, strict=True):
         yield Clips(chunk, made=own)
 

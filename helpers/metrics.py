@@ -45,14 +45,20 @@ def predicted(predictions: pd.DataFrame) -> np.ndarray:
 
 def truth_column(predictions: pd.DataFrame) -> np.ndarray:
     """Return the column number of each row's true emotion in :func:`probabilities`."""
-    return predictions["truth"].map({e: i for i, e in enumerate(probabilities(predictions)[1])}).to_numpy()
+    return (
+        predictions["truth"]
+        .map({e: i for i, e in enumerate(probabilities(predictions)[1])})
+        .to_numpy()
+    )
 
 
 def confusion(predictions: pd.DataFrame) -> pd.DataFrame:
     """Return counts, rows truth, columns prediction, both in the project's order of emotions."""
     _, emotions = probabilities(predictions)
     counts = _confusions(predictions, np.zeros(len(predictions), int))[0]
-    return pd.DataFrame(counts, index=emotions, columns=emotions).rename_axis(index="truth", columns="prediction")
+    return pd.DataFrame(counts, index=emotions, columns=emotions).rename_axis(
+        index="truth", columns="prediction"
+    )
 
 
 def evaluate(predictions: pd.DataFrame, speakers: pd.Series, seed: int = 0) -> dict[str, float]:
@@ -82,9 +88,13 @@ def evaluate(predictions: pd.DataFrame, speakers: pd.Series, seed: int = 0) -> d
     counts = confusion(predictions).to_numpy(float)
     low, high = _interval(_bootstrap_uar(_speaker_confusions(predictions, speakers), seed))
     return {
-        "n": len(predictions), "uar": uar(predictions), "uar_low": low, "uar_high": high,
+        "n": len(predictions),
+        "uar": uar(predictions),
+        "uar_low": low,
+        "uar_high": high,
         "uar_fold_mean": float(np.mean([uar(rows) for _, rows in predictions.groupby("fold")])),
-        "wa": counts.diagonal().sum() / counts.sum(), "macro_f1": float(np.nanmean(_f1(counts))),
+        "wa": counts.diagonal().sum() / counts.sum(),
+        "macro_f1": float(np.nanmean(_f1(counts))),
         "weighted_f1": weighted_f1(predictions),
         "ece": expected_calibration_error(predictions),
         "nll": negative_log_likelihood(predictions),
@@ -109,13 +119,19 @@ def weighted_f1(predictions: pd.DataFrame) -> float:
 def expected_calibration_error(predictions: pd.DataFrame, n_bins: int = 15) -> float:
     """Mean distance between confidence and accuracy over equal-width bins of confidence (Guo et al., ICML 2017)."""
     bins = confidence_bins(predictions, n_bins)
-    return float(np.sum((bins["accuracy"] - bins["confidence"]).abs() * (bins["n"] / len(predictions))))
+    return float(
+        np.sum((bins["accuracy"] - bins["confidence"]).abs() * (bins["n"] / len(predictions)))
+    )
 
 
 def negative_log_likelihood(predictions: pd.DataFrame) -> float:
     """Mean negative logarithm of the probability that the true emotion was given, in nats."""
     probability, _ = probabilities(predictions)
-    return float(-np.log(probability[np.arange(len(probability)), truth_column(predictions)].clip(1e-9)).mean())
+    return float(
+        -np.log(
+            probability[np.arange(len(probability)), truth_column(predictions)].clip(1e-9)
+        ).mean()
+    )
 
 
 def confidence_bins(predictions: pd.DataFrame, n_bins: int = 15) -> pd.DataFrame:
@@ -124,10 +140,17 @@ def confidence_bins(predictions: pd.DataFrame, n_bins: int = 15) -> pd.DataFrame
     right = predicted(predictions) == predictions["truth"].to_numpy(str)
     bins = np.minimum((confidence * n_bins).astype(int), n_bins - 1)
     chosen = [bins == b for b in np.unique(bins)]
-    return pd.DataFrame([{"confidence": confidence[b].mean(), "accuracy": right[b].mean(), "n": b.sum()} for b in chosen])
+    return pd.DataFrame(
+        [
+            {"confidence": confidence[b].mean(), "accuracy": right[b].mean(), "n": b.sum()}
+            for b in chosen
+        ]
+    )
 
 
-def by_group(predictions: pd.DataFrame, groups: pd.Series, speakers: pd.Series, seed: int = 0) -> pd.DataFrame:
+def by_group(
+    predictions: pd.DataFrame, groups: pd.Series, speakers: pd.Series, seed: int = 0
+) -> pd.DataFrame:
     """Evaluate parts of the test rows: men and women, weak and strong, short and long, each speaker.
 
     Parameters
@@ -147,14 +170,34 @@ def by_group(predictions: pd.DataFrame, groups: pd.Series, speakers: pd.Series, 
     """
     _check_rows(predictions)
     rows, emotions = [], probabilities(predictions)[1]
-    for name, part in predictions.groupby(predictions["utterance_id"].map(groups), sort=True, observed=True):
-        counts, n_speakers = part["truth"].value_counts(), speakers.loc[part["utterance_id"]].nunique()
-        few = [f"{n_speakers} speaker{'s' * (n_speakers > 1)}: no interval"] if n_speakers < MIN_SPEAKERS else []
+    for name, part in predictions.groupby(
+        predictions["utterance_id"].map(groups), sort=True, observed=True
+    ):
+        counts, n_speakers = (
+            part["truth"].value_counts(),
+            speakers.loc[part["utterance_id"]].nunique(),
+        )
+        few = (
+            [f"{n_speakers} speaker{'s' * (n_speakers > 1)}: no interval"]
+            if n_speakers < MIN_SPEAKERS
+            else []
+        )
         few += [f"{counts.min()} clips of {counts.idxmin()}"] if counts.min() < MIN_CLIPS else []
-        few += [f"no {', '.join(e for e in emotions if e not in counts)}"] if len(counts) < len(emotions) else []
+        few += (
+            [f"no {', '.join(e for e in emotions if e not in counts)}"]
+            if len(counts) < len(emotions)
+            else []
+        )
         found = evaluate(part, speakers, seed)
-        rows.append({"group": name, "n": len(part), "n_speakers": n_speakers,
-                     **{key: found[key] for key in ("uar", "uar_low", "uar_high", "wa")}, "warning": "; ".join(few)})
+        rows.append(
+            {
+                "group": name,
+                "n": len(part),
+                "n_speakers": n_speakers,
+                **{key: found[key] for key in ("uar", "uar_low", "uar_high", "wa")},
+                "warning": "; ".join(few),
+            }
+        )
     return pd.DataFrame(rows).set_index("group")
 
 
@@ -177,11 +220,18 @@ def selective(predictions: pd.DataFrame) -> pd.DataFrame:
     order = np.argsort(-confidence, kind="stable")
     right = (predicted(predictions) == predictions["truth"].to_numpy(str))[order]
     answered = np.arange(1, len(right) + 1)
-    return pd.DataFrame({"confidence": confidence[order], "coverage": answered / len(right),
-                         "accuracy": right.cumsum() / answered})
+    return pd.DataFrame(
+        {
+            "confidence": confidence[order],
+            "coverage": answered / len(right),
+            "accuracy": right.cumsum() / answered,
+        }
+    )
 
 
-def label_uar(truth: pd.Series, guess: pd.Series, speaker: pd.Series, seed: int = 0) -> dict[str, float]:
+def label_uar(
+    truth: pd.Series, guess: pd.Series, speaker: pd.Series, seed: int = 0
+) -> dict[str, float]:
     """Compute UAR where only labels were kept, no probabilities; a clip may have several rows (of several draws).
 
     Returns
@@ -191,13 +241,21 @@ def label_uar(truth: pd.Series, guess: pd.Series, speaker: pd.Series, seed: int 
     """
     emotions = corpora.emotion_order([*truth, *guess])
     columns = [pd.Categorical(labels, emotions).codes.astype(int) for labels in (truth, guess)]
-    counts = _counts(*columns, np.unique(np.asarray(speaker, str), return_inverse=True)[1], len(emotions))
+    counts = _counts(
+        *columns, np.unique(np.asarray(speaker, str), return_inverse=True)[1], len(emotions)
+    )
     low, high = _interval(_bootstrap_uar(counts, seed))
     total = counts.sum(axis=0)
-    return {"uar": float(np.nanmean(_share(total.diagonal(), total.sum(axis=1)))), "uar_low": low, "uar_high": high}
+    return {
+        "uar": float(np.nanmean(_share(total.diagonal(), total.sum(axis=1)))),
+        "uar_low": low,
+        "uar_high": high,
+    }
 
 
-def paired_difference(first: pd.DataFrame, second: pd.DataFrame, speakers: pd.Series, seed: int = 0) -> dict[str, float]:
+def paired_difference(
+    first: pd.DataFrame, second: pd.DataFrame, speakers: pd.Series, seed: int = 0
+) -> dict[str, float]:
     """Compare two models on the same test rows: UAR of the first less UAR of the second, bootstrapped over speakers.
 
     Returns
@@ -206,8 +264,10 @@ def paired_difference(first: pd.DataFrame, second: pd.DataFrame, speakers: pd.Se
         ``difference``, ``low``, ``high`` (95 %), and ``p`` (two-sided; NaN below eight speakers).
     """
     if set(first["utterance_id"]) != set(second["utterance_id"]):
-        raise ValueError(f"the two tables hold different utterances ({len(first)} and {len(second)} rows): they can't be "
-                         "compared in pairs")
+        raise ValueError(
+            f"the two tables hold different utterances ({len(first)} and {len(second)} rows): they can't be "
+            "compared in pairs"
+        )
     draws = [_bootstrap_uar(_speaker_confusions(rows, speakers), seed) for rows in (first, second)]
     low, high = _interval(draws[0] - draws[1])
     difference = uar(first) - uar(second)
@@ -226,7 +286,9 @@ def holm(p_values: list[float]) -> np.ndarray:
     return corrected
 
 
-def results_table(models: dict[str, pd.DataFrame], folds: pd.DataFrame, protocol: str) -> pd.DataFrame:
+def results_table(
+    models: dict[str, pd.DataFrame], folds: pd.DataFrame, protocol: str
+) -> pd.DataFrame:
     """Evaluate every model in every variant it has, with the majority baseline beside them.
 
     Parameters
@@ -249,30 +311,52 @@ def results_table(models: dict[str, pd.DataFrame], folds: pd.DataFrame, protocol
         for variant, part in predictions.loc[predictions["role"] == "test"].groupby("variant"):
             pretrained = bool(part["pretrained"].any())
             line = f"{protocol}, {part['fold'].nunique()} folds, {variant}{', pretrained' * pretrained}"
-            rows.append({"model": name, "variant": variant, "pretrained": pretrained,
-                         **evaluate(part, speakers), "protocol": line})
-    return pd.DataFrame(rows).sort_values(["variant", "uar"], ascending=[True, False], ignore_index=True)
+            rows.append(
+                {
+                    "model": name,
+                    "variant": variant,
+                    "pretrained": pretrained,
+                    **evaluate(part, speakers),
+                    "protocol": line,
+                }
+            )
+    return pd.DataFrame(rows).sort_values(
+        ["variant", "uar"], ascending=[True, False], ignore_index=True
+    )
 
 
 def majority(folds: pd.DataFrame) -> pd.DataFrame:
     """Predict each fold's class shares in training, whatever the clip: what a model has to beat."""
     emotions = corpora.emotion_order(folds["emotion"])
-    shares = (folds.loc[folds["role"] == "train"].groupby("fold")["emotion"].value_counts(normalize=True)
-              .unstack(fill_value=0).reindex(columns=emotions, fill_value=0).add_prefix("p_"))
-    rows = folds.loc[folds["role"] != "train"].rename(columns={"emotion": "truth"}).drop(columns="speaker")
+    shares = (
+        folds.loc[folds["role"] == "train"]
+        .groupby("fold")["emotion"]
+        .value_counts(normalize=True)
+        .unstack(fill_value=0)
+        .reindex(columns=emotions, fill_value=0)
+        .add_prefix("p_")
+    )
+    rows = (
+        folds.loc[folds["role"] != "train"]
+        .rename(columns={"emotion": "truth"})
+        .drop(columns="speaker")
+    )
     return rows.join(shares, on="fold").assign(variant="inductive", pretrained=False)
 
 
 def read_predictions(folder: Path) -> dict[str, pd.DataFrame]:
     """Read the predictions tables of a folder, or of ``predictions`` in it: name → table, in alphabetical order."""
-    from helpers.tables import read_table  # late: a saved average, which comes by here, does not need tables
+    from helpers.tables import (
+        read_table,
+    )  # late: a saved average, which comes by here, does not need tables
 
     files = sorted(folder.glob("*.parquet")) or sorted((folder / "predictions").glob("*.parquet"))
     return {file.stem: read_table(file, "predictions") for file in files}
 
 
-def comparisons_table(models: dict[str, pd.DataFrame], compared: dict[str, pd.DataFrame],
-                      folds: pd.DataFrame) -> pd.DataFrame:
+def comparisons_table(
+    models: dict[str, pd.DataFrame], compared: dict[str, pd.DataFrame], folds: pd.DataFrame
+) -> pd.DataFrame:
     """Evaluate runs that were made to be compared.
 
     One called ``<model>__without_<something>`` is compared with that model, in pairs: what is that something worth?
@@ -302,9 +386,15 @@ def comparisons_table(models: dict[str, pd.DataFrame], compared: dict[str, pd.Da
             row = {"model": name, "variant": variant} | evaluate(part, speakers)
             if whole is not None and variant in set(whole["variant"]):
                 try:
-                    row |= paired_difference(whole[(whole["role"] == "test") & (whole["variant"] == variant)], part, speakers)
+                    row |= paired_difference(
+                        whole[(whole["role"] == "test") & (whole["variant"] == variant)],
+                        part,
+                        speakers,
+                    )
                 except ValueError as error:
-                    raise ValueError(f"{name} and {name.split('__')[0]}: {error}. Run their notebook again.") from None
+                    raise ValueError(
+                        f"{name} and {name.split('__')[0]}: {error}. Run their notebook again."
+                    ) from None
             rows.append(row)
     columns = ["model", "variant", "uar", "uar_low", "uar_high", "difference", "low", "high"]
     table = pd.DataFrame(rows).reindex(columns=columns)
@@ -319,30 +409,42 @@ def main() -> None:
     for folder in [Path(name) for name in sys.argv[1:]] or published:
         models = read_predictions(folder)
         if not models:
-            sys.exit(f"{folder}: found no predictions (*.parquet). Published ones lie in data/results/<corpus>/<policy>.")
+            sys.exit(
+                f"{folder}: found no predictions (*.parquet). Published ones lie in data/results/<corpus>/<policy>."
+            )
         folds = tables.read_table(folder / "folds.csv", "folds")
         table = results_table(models, folds, f"{folder.parent.name} {folder.name}")
         n_folds = folds["fold"].nunique()
-        print(f"{folder}: {folds['utterance_id'].nunique()} utterances, {folds['speaker'].nunique()} speakers, "
-              f"{n_folds} fold{'s' * (n_folds != 1)}. UAR with 95 % interval over speakers; see README for the variants.")
+        print(
+            f"{folder}: {folds['utterance_id'].nunique()} utterances, {folds['speaker'].nunique()} speakers, "
+            f"{n_folds} fold{'s' * (n_folds != 1)}. UAR with 95 % interval over speakers; see README for the variants."
+        )
         for variant, part in table.groupby("variant"):
             print(f"\n{variant}")
             for row in part.itertuples():
-                print(f"  {row.model:<24} UAR {row.uar:.3f}{_between(row.uar_low, row.uar_high)}   mean of folds "
-                      f"{row.uar_fold_mean:.3f}   WA {row.wa:.3f}   F1 macro {row.macro_f1:.3f} weighted {row.weighted_f1:.3f}"
-                      f"   ECE {row.ece:.3f}   NLL {row.nll:.3f}")
-        for variant, part in comparisons_table(models, read_predictions(folder / "comparisons"), folds).groupby("variant"):
+                print(
+                    f"  {row.model:<24} UAR {row.uar:.3f}{_between(row.uar_low, row.uar_high)}   mean of folds "
+                    f"{row.uar_fold_mean:.3f}   WA {row.wa:.3f}   F1 macro {row.macro_f1:.3f} weighted {row.weighted_f1:.3f}"
+                    f"   ECE {row.ece:.3f}   NLL {row.nll:.3f}"
+                )
+        for variant, part in comparisons_table(
+            models, read_predictions(folder / "comparisons"), folds
+        ).groupby("variant"):
             print(f"\ncompared, {variant}")
             for row in part.itertuples():
                 paired = f"   what is left out is worth {row.difference:+.3f}{_between(row.low, row.high, '+')}"
-                print(f"  {row.model:<38} UAR {row.uar:.3f}{_between(row.uar_low, row.uar_high)}"
-                      + (paired if np.isfinite(row.difference) else ""))
+                print(
+                    f"  {row.model:<38} UAR {row.uar:.3f}{_between(row.uar_low, row.uar_high)}"
+                    + (paired if np.isfinite(row.difference) else "")
+                )
         print()
 
 
 def in_points(difference: float, low: float = np.nan, high: float = np.nan) -> str:
     """Say a difference of UAR and its interval in points, e.g. "+2.6 [+0.9, +4.2]"; without an interval where it is NaN."""
-    return f"{100 * difference:+.1f}" + (f" [{100 * low:+.1f}, {100 * high:+.1f}]" if np.isfinite(low) else "")
+    return f"{100 * difference:+.1f}" + (
+        f" [{100 * low:+.1f}, {100 * high:+.1f}]" if np.isfinite(low) else ""
+    )
 
 
 def _between(low: float, high: float, sign: str = "") -> str:
@@ -353,8 +455,10 @@ def _between(low: float, high: float, sign: str = "") -> str:
 def _check_rows(predictions: pd.DataFrame) -> None:
     doubled = predictions["utterance_id"].duplicated()
     if doubled.any():
-        raise ValueError(f"{doubled.sum()} utterances are predicted more than once, e.g. "
-                         f"{predictions.loc[doubled, 'utterance_id'].head(3).tolist()}: give the test rows of one variant")
+        raise ValueError(
+            f"{doubled.sum()} utterances are predicted more than once, e.g. "
+            f"{predictions.loc[doubled, 'utterance_id'].head(3).tolist()}: give the test rows of one variant"
+        )
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
@@ -363,7 +467,10 @@ def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 def _f1(counts: np.ndarray) -> np.ndarray:
     """Return each emotion's F1 from a confusion matrix; NaN for one that does not occur."""
-    recall, precision = _share(counts.diagonal(), counts.sum(axis=1)), _share(counts.diagonal(), counts.sum(axis=0))
+    recall, precision = (
+        _share(counts.diagonal(), counts.sum(axis=1)),
+        _share(counts.diagonal(), counts.sum(axis=0)),
+    )
     f1 = _share(2 * recall * np.nan_to_num(precision), recall + np.nan_to_num(precision))
     return np.where(counts.sum(axis=1) > 0, np.nan_to_num(f1), np.nan)
 
@@ -376,22 +483,29 @@ def _confusions(predictions: pd.DataFrame, group: np.ndarray) -> np.ndarray:
 
 def _counts(truth: np.ndarray, guess: np.ndarray, group: np.ndarray, n: int) -> np.ndarray:
     """Count (truth, guess) per group; all are numbered from 0."""
-    return np.bincount((group * n + truth) * n + guess, minlength=(group.max(initial=0) + 1) * n * n).reshape(-1, n, n)
+    return np.bincount(
+        (group * n + truth) * n + guess, minlength=(group.max(initial=0) + 1) * n * n
+    ).reshape(-1, n, n)
 
 
 def _speaker_confusions(predictions: pd.DataFrame, speakers: pd.Series) -> np.ndarray:
     """Return one confusion matrix per speaker, in the order of the speakers' names."""
-    _, speaker = np.unique(speakers.loc[predictions["utterance_id"]].to_numpy(str), return_inverse=True)
+    _, speaker = np.unique(
+        speakers.loc[predictions["utterance_id"]].to_numpy(str), return_inverse=True
+    )
     return _confusions(predictions, speaker)
 
 
 def _bootstrap_uar(matrices: np.ndarray, seed: int) -> np.ndarray:
     """Draw speakers with replacement; the same seed draws the same speakers, so differences are paired."""
     n_speakers = len(matrices)
-    drawn = np.random.default_rng(seed).multinomial(n_speakers, np.full(n_speakers, 1 / n_speakers), N_BOOTSTRAP)
+    drawn = np.random.default_rng(seed).multinomial(
+        n_speakers, np.full(n_speakers, 1 / n_speakers), N_BOOTSTRAP
+    )
     counts = np.tensordot(drawn, matrices, axes=1)
     return np.nanmean(_share(np.diagonal(counts, axis1=1, axis2=2), counts.sum(axis=2)), axis=1) + (
-        0 if n_speakers >= MIN_SPEAKERS else np.nan)
+        0 if n_speakers >= MIN_SPEAKERS else np.nan
+    )
 
 
 def _interval(draws: np.ndarray) -> tuple[float, float]:

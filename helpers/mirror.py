@@ -60,7 +60,14 @@ CREATE INDEX IF NOT EXISTS by_part ON entries (part);
 CREATE TEMP VIEW last AS SELECT * FROM entries e WHERE NOT EXISTS (SELECT 1 FROM entries WHERE name = e.name AND part > e.part);
 CREATE TEMP TABLE found (name TEXT PRIMARY KEY, size INT, mtime_ns INT) WITHOUT ROWID;
 """
-_NOW = SimpleNamespace(gate=threading.Lock(), thread=None, waiting=set(), rests_until=0.0, failing=False, watching=False)
+_NOW = SimpleNamespace(
+    gate=threading.Lock(),
+    thread=None,
+    waiting=set(),
+    rests_until=0.0,
+    failing=False,
+    watching=False,
+)
 
 
 def start() -> None:
@@ -79,7 +86,9 @@ def start() -> None:
     if "google.colab" in sys.modules:
         _settle_on_colab()
     if os.environ.get("SER_MIRROR"):
-        os.environ["SER_MIRROR"] = str(paths.mirror())  # a relative one would mean another folder to a worker
+        os.environ["SER_MIRROR"] = str(
+            paths.mirror()
+        )  # a relative one would mean another folder to a worker
         restore()
         if not _NOW.watching:
             _NOW.watching = True
@@ -127,29 +136,42 @@ def restore() -> int:
     brought, lost, started = 0, [], time.monotonic()
     with _record() as (record, mirror):
         try:
-            record.execute("DELETE FROM parts WHERE damaged")  # perhaps it could not be read just then
+            record.execute(
+                "DELETE FROM parts WHERE damaged"
+            )  # perhaps it could not be read just then
             _retrying(_catch_up, record, mirror)
             query = "SELECT part, name, size, mtime_ns FROM last WHERE NOT here AND size IS NOT NULL ORDER BY part, name"
             missing = [row for row in record.execute(query).fetchall() if _is_lacking(*row[1:])]
             if missing:
-                _say(f"bringing back {_count(missing)}, {sum(row[2] for row in missing) / 1e6:,.1f} MB, from {mirror}")
+                _say(
+                    f"bringing back {_count(missing)}, {sum(row[2] for row in missing) / 1e6:,.1f} MB, from {mirror}"
+                )
             for part, rows in itertools.groupby(missing, key=lambda row: row[0]):
-                spool = _retrying(shutil.copyfile, mirror / part, _folder() / "spool.zip")  # whole: bits are slow there
+                spool = _retrying(
+                    shutil.copyfile, mirror / part, _folder() / "spool.zip"
+                )  # whole: bits are slow there
                 good, bad = _unpack(spool, [row[1:] for row in rows])
                 spool.unlink()
-                record.executemany("UPDATE entries SET here = 1 WHERE part = ? AND name = ?", [(part, name) for name in good])
+                record.executemany(
+                    "UPDATE entries SET here = 1 WHERE part = ? AND name = ?",
+                    [(part, name) for name in good],
+                )
                 record.commit()
                 brought += len(good)
                 lost += bad
                 if bad:
                     _say(f"{mirror / part} is damaged: {_count(bad)} of it can't be brought back")
         except OSError as error:
-            raise OSError(f"SER_MIRROR is {mirror}, and can't be read from, or SER_WORK can't be written to: {error}. "
-                          f"{brought:,} files were brought back. Mount it (or make room), then start again; or unset "
-                          "SER_MIRROR to go on without it.") from None
+            raise OSError(
+                f"SER_MIRROR is {mirror}, and can't be read from, or SER_WORK can't be written to: {error}. "
+                f"{brought:,} files were brought back. Mount it (or make room), then start again; or unset "
+                "SER_MIRROR to go on without it."
+            ) from None
     if lost:
         kinds = sorted({"/".join(name.split("/")[1:3]) for name in lost})
-        _say(f"{_count(lost)} will be computed again, of {', '.join(kinds[:10])}{' …' * (len(kinds) > 10)}")
+        _say(
+            f"{_count(lost)} will be computed again, of {', '.join(kinds[:10])}{' …' * (len(kinds) > 10)}"
+        )
     if missing:
         _say(f"{brought:,} are back after {time.monotonic() - started:.0f} s")
     return brought
@@ -162,10 +184,17 @@ def _push_waiting() -> None:
     """Push what callers have handed over, until nothing is due or the mirror fails."""
     while True:
         with _NOW.gate:
-            if not (_NOW.waiting and (time.monotonic() >= _NOW.rests_until or _NOW.waiting >= {*_roots().values()})):
+            if not (
+                _NOW.waiting
+                and (time.monotonic() >= _NOW.rests_until or _NOW.waiting >= {*_roots().values()})
+            ):
                 _NOW.thread = None
                 return
-            places, _NOW.waiting, _NOW.rests_until = _NOW.waiting, set(), time.monotonic() + CHECKPOINTS_S
+            places, _NOW.waiting, _NOW.rests_until = (
+                _NOW.waiting,
+                set(),
+                time.monotonic() + CHECKPOINTS_S,
+            )
         try:
             _push(places)
         except (OSError, sqlite3.Error, ValueError) as error:
@@ -173,8 +202,10 @@ def _push_waiting() -> None:
                 _NOW.waiting |= places
                 _NOW.thread = None
             if not _NOW.failing:
-                _say(f"{os.environ.get('SER_MIRROR')} can't be written to ({error}). Work goes on; a later push brings what is "
-                     "missing there.")
+                _say(
+                    f"{os.environ.get('SER_MIRROR')} can't be written to ({error}). Work goes on; a later push brings what is "
+                    "missing there."
+                )
             _NOW.failing = True
             return
         if _NOW.failing:
@@ -197,24 +228,36 @@ def _push(places: set[Path]) -> None:
         _retrying(_catch_up, record, mirror)
         for place in places:
             record.executemany("REPLACE INTO found VALUES (?, ?, ?)", _scan(place))
-        record.execute("REPLACE INTO entries SELECT name, part, size, mtime_ns, 1 FROM found CROSS JOIN last "
-                       "USING (name, size, mtime_ns) WHERE NOT here")
+        record.execute(
+            "REPLACE INTO entries SELECT name, part, size, mtime_ns, 1 FROM found CROSS JOIN last "
+            "USING (name, size, mtime_ns) WHERE NOT here"
+        )
         again = _to_rewrite(record) if places >= {*_roots().values()} else []
         changed = record.execute(
             "SELECT name, found.size FROM found LEFT JOIN last USING (name, size, mtime_ns) "
             f"WHERE part IS NULL OR part IN ({','.join('?' * len(again))}) "
-            "ORDER BY name LIKE '%/runs/%', name", again).fetchall()  # a stamp vouches for tables: it comes after them
-        gone = {name for place in places for name, in record.execute(
-            "SELECT name FROM last WHERE name >= :at AND name < :at || '0' "  # in ASCII, 0 comes after /
-            "AND (name = :at OR substr(name, length(:at) + 1, 1) = '/') AND here AND size IS NOT NULL "
-            "AND name NOT IN (SELECT name FROM found)", {"at": _name(place)})}
+            "ORDER BY name LIKE '%/runs/%', name",
+            again,
+        ).fetchall()  # a stamp vouches for tables: it comes after them
+        gone = {
+            name
+            for place in places
+            for (name,) in record.execute(
+                "SELECT name FROM last WHERE name >= :at AND name < :at || '0' "  # in ASCII, 0 comes after /
+                "AND (name = :at OR substr(name, length(:at) + 1, 1) = '/') AND here AND size IS NOT NULL "
+                "AND name NOT IN (SELECT name FROM found)",
+                {"at": _name(place)},
+            )
+        }
         record.commit()
         for chosen, removed in _batches(changed, sorted(gone)):
             _add_part(record, mirror, chosen, removed)
         _clear(record, mirror)
 
 
-def _batches(changed: list[tuple[str, int]], removed: list[str]) -> Iterator[tuple[list[str], list[str]]]:
+def _batches(
+    changed: list[tuple[str, int]], removed: list[str]
+) -> Iterator[tuple[list[str], list[str]]]:
     """Divide what is to be pushed into parts. Removals come last: what took a file's place is there by then."""
     batch, filled = [], 0
     for name, size in changed:
@@ -229,10 +272,15 @@ def _batches(changed: list[tuple[str, int]], removed: list[str]) -> Iterator[tup
 
 def _to_rewrite(record: sqlite3.Connection) -> list[str]:
     """Return parts whose files shall go into new ones, since small parts are many or most of their files are out of date."""
-    of_use = ("EXISTS (SELECT 1 FROM found WHERE name = e.name AND size = e.size AND mtime_ns = e.mtime_ns) "
-              "AND NOT EXISTS (SELECT 1 FROM entries WHERE name = e.name AND part > e.part)")
-    rows = record.execute(f"SELECT part, sum(size + :more), sum((size + :more) * ({of_use})) FROM entries e "
-                          "WHERE size IS NOT NULL GROUP BY part", {"more": FILE_BYTES}).fetchall()
+    of_use = (
+        "EXISTS (SELECT 1 FROM found WHERE name = e.name AND size = e.size AND mtime_ns = e.mtime_ns) "
+        "AND NOT EXISTS (SELECT 1 FROM entries WHERE name = e.name AND part > e.part)"
+    )
+    rows = record.execute(
+        f"SELECT part, sum(size + :more), sum((size + :more) * ({of_use})) FROM entries e "
+        "WHERE size IS NOT NULL GROUP BY part",
+        {"more": FILE_BYTES},
+    ).fetchall()
     rows = [row for row in rows if row[2]]
     held, used = sum(row[1] for row in rows), sum(row[2] for row in rows)
     poor = [part for part, all_of_it, rest in rows if rest < max(all_of_it, PART_BYTES / 2) / 2]
@@ -242,21 +290,31 @@ def _to_rewrite(record: sqlite3.Connection) -> list[str]:
 # Parts
 
 
-def _add_part(record: sqlite3.Connection, mirror: Path, names: list[str], removed: list[str]) -> None:
+def _add_part(
+    record: sqlite3.Connection, mirror: Path, names: list[str], removed: list[str]
+) -> None:
     """Make a part here, bring it there, and write down what it holds."""
     spool, files = _folder() / "spool.zip", {}
     with zipfile.ZipFile(spool, "w") as zipped:
         for name in names:
             try:
-                with open(_place(name), "rb") as source, zipped.open(zipfile.ZipInfo(name), "w", force_zip64=True) as target:
+                with (
+                    open(_place(name), "rb") as source,
+                    zipped.open(zipfile.ZipInfo(name), "w", force_zip64=True) as target,
+                ):
                     before = os.fstat(source.fileno())
                     shutil.copyfileobj(source, target, 2**20)
                     after = os.fstat(source.fileno())
             except FileNotFoundError:
                 continue  # removed meanwhile
-            if (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns):  # else somebody is writing it
+            if (before.st_size, before.st_mtime_ns) == (
+                after.st_size,
+                after.st_mtime_ns,
+            ):  # else somebody is writing it
                 files[name] = [before.st_size, before.st_mtime_ns]
-        zipped.writestr(CONTENTS, json.dumps({"files": files, "removed": removed}), zipfile.ZIP_DEFLATED)
+        zipped.writestr(
+            CONTENTS, json.dumps({"files": files, "removed": removed}), zipfile.ZIP_DEFLATED
+        )
     if files or removed:
         last = record.execute("SELECT max(part) FROM parts").fetchone()[0] or "0-"
         part = f"{int(last.partition('-')[0]) + 1:08d}-{os.urandom(3).hex()}.zip"  # so that two machines don't take the same
@@ -269,7 +327,9 @@ def _deliver(spool: Path, target: Path) -> None:
     temporary = target.with_name(f".{target.name}")
     shutil.copyfile(spool, temporary)
     if temporary.stat().st_size != spool.stat().st_size:
-        raise OSError(f"{temporary} has {temporary.stat().st_size} bytes after copying {spool.stat().st_size}")
+        raise OSError(
+            f"{temporary} has {temporary.stat().st_size} bytes after copying {spool.stat().st_size}"
+        )
     os.replace(temporary, target)
 
 
@@ -289,7 +349,9 @@ def _unpack(spool: Path, rows: list[tuple[str, int, int]]) -> tuple[list[str], l
             temporary = place.with_name(f".{place.name}.part")
             try:
                 with zipped.open(name) as source, open(temporary, "wb") as target:
-                    shutil.copyfileobj(source, target, 2**20)  # zipfile compares the checksum at the end
+                    shutil.copyfileobj(
+                        source, target, 2**20
+                    )  # zipfile compares the checksum at the end
                 if temporary.stat().st_size != size:
                     raise zipfile.BadZipFile
                 os.utime(temporary, ns=(mtime_ns, mtime_ns))
@@ -306,13 +368,20 @@ def _unpack(spool: Path, rows: list[tuple[str, int, int]]) -> tuple[list[str], l
 
 def _clear(record: sqlite3.Connection, mirror: Path) -> None:
     """Delete parts that have been of no use for a while, the oldest first: a later one may say that its files are gone."""
-    of_use = ("damaged OR EXISTS (SELECT 1 FROM last l WHERE l.part = parts.part AND (size IS NOT NULL "
-              "OR EXISTS (SELECT 1 FROM entries WHERE name = l.name AND part < l.part)))")
+    of_use = (
+        "damaged OR EXISTS (SELECT 1 FROM last l WHERE l.part = parts.part AND (size IS NOT NULL "
+        "OR EXISTS (SELECT 1 FROM entries WHERE name = l.name AND part < l.part)))"
+    )
     now = time.time()
-    record.execute(f"UPDATE parts SET useless_since = CASE WHEN {of_use} THEN NULL ELSE coalesce(useless_since, ?) END", [now])
+    record.execute(
+        f"UPDATE parts SET useless_since = CASE WHEN {of_use} THEN NULL ELSE coalesce(useless_since, ?) END",
+        [now],
+    )
     record.commit()
-    old = record.execute("SELECT part FROM parts WHERE useless_since <= ? ORDER BY part", [now - KEPT_S]).fetchall()
-    for part, in old:
+    old = record.execute(
+        "SELECT part FROM parts WHERE useless_since <= ? ORDER BY part", [now - KEPT_S]
+    ).fetchall()
+    for (part,) in old:
         with open(mirror / part, "wb"):
             pass  # a Drive's bin counts as space: let what goes there be empty
         (mirror / part).unlink()
@@ -324,13 +393,15 @@ def _clear(record: sqlite3.Connection, mirror: Path) -> None:
 
 def _catch_up(record: sqlite3.Connection, mirror: Path) -> None:
     """Make the record agree with the parts that are there, whoever brought or deleted them."""
-    known = {part for part, in record.execute("SELECT part FROM parts")}
+    known = {part for (part,) in record.execute("SELECT part FROM parts")}
     if not mirror.is_dir() and not known:
         mirror.mkdir()  # without parents: where nothing is mounted, it would be made on this very disk
     names = {entry.name for entry in os.scandir(mirror)}
     parts = {name for name in names if re.fullmatch(PART, name)}
     if known and not parts:
-        raise OSError(f"it is empty, but had {len(known)} parts: is it mounted? If you emptied it, remove {_folder()}")
+        raise OSError(
+            f"it is empty, but had {len(known)} parts: is it mounted? If you emptied it, remove {_folder()}"
+        )
     for part in sorted(known - parts):
         _forget(record, part)
     for part in sorted(parts - known):
@@ -342,19 +413,32 @@ def _catch_up(record: sqlite3.Connection, mirror: Path) -> None:
             if not _is_damage(error):
                 raise
             if (mirror / part).stat().st_size:  # else it was about to be deleted
-                _say(f"{mirror / part} is damaged and passed over; what only it held will be computed again. Remove it.")
+                _say(
+                    f"{mirror / part} is damaged and passed over; what only it held will be computed again. Remove it."
+                )
             record.execute("INSERT INTO parts VALUES (?, 1, NULL)", [part])
             record.commit()
     for name in names:
-        if re.fullmatch(rf"\.{PART}", name) and (mirror / name).stat().st_mtime < time.time() - 3600:
+        if (
+            re.fullmatch(rf"\.{PART}", name)
+            and (mirror / name).stat().st_mtime < time.time() - 3600
+        ):
             (mirror / name).unlink(missing_ok=True)  # its writer was killed
 
 
-def _note(record: sqlite3.Connection, part: str, files: dict[str, list[int]], removed: list[str], here: int) -> None:
+def _note(
+    record: sqlite3.Connection,
+    part: str,
+    files: dict[str, list[int]],
+    removed: list[str],
+    here: int,
+) -> None:
     record.execute("INSERT INTO parts VALUES (?, 0, NULL)", [part])
     rows = files | dict.fromkeys(removed, (None, None))
-    record.executemany("INSERT INTO entries VALUES (?, ?, ?, ?, ?)",
-                       [(name, part, size, mtime_ns, here) for name, (size, mtime_ns) in rows.items()])
+    record.executemany(
+        "INSERT INTO entries VALUES (?, ?, ?, ?, ?)",
+        [(name, part, size, mtime_ns, here) for name, (size, mtime_ns) in rows.items()],
+    )
     record.commit()
 
 
@@ -371,7 +455,9 @@ def _record() -> Iterator[tuple[sqlite3.Connection, Path]]:
 
     mirror, folder = paths.mirror(), _folder()
     if inside := [root for root in _roots().values() if mirror.is_relative_to(root)]:
-        raise ValueError(f"SER_MIRROR ({mirror}) lies in {inside[0]}, which it is to mirror: set it to a folder elsewhere")
+        raise ValueError(
+            f"SER_MIRROR ({mirror}) lies in {inside[0]}, which it is to mirror: set it to a folder elsewhere"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -389,7 +475,9 @@ def _record() -> Iterator[tuple[sqlite3.Connection, Path]]:
 
 def _opened(file: Path) -> sqlite3.Connection:
     record = sqlite3.connect(file)
-    record.execute("PRAGMA synchronous = OFF")  # what a loss of power would spoil is made again from the parts
+    record.execute(
+        "PRAGMA synchronous = OFF"
+    )  # what a loss of power would spoil is made again from the parts
     record.executescript(TABLES)
     return record
 
@@ -421,7 +509,9 @@ def _place(name: str) -> Path:
 
 def _scan(place: Path) -> Iterator[tuple[str, int, int]]:
     """Yield name, size and time of each file in a folder, or of one file; those that are nobody's result are left out."""
-    for folder, inner, files in [(place.parent, [], [place.name])] if place.is_file() else os.walk(place):
+    for folder, inner, files in (
+        [(place.parent, [], [place.name])] if place.is_file() else os.walk(place)
+    ):
         inner[:] = [name for name in inner if not name.startswith(".")]
         at = _name(Path(folder))
         for file in files:
@@ -447,16 +537,28 @@ def _settle_on_colab() -> None:
     """Put derived files on the machine's own disk, and a copy on the Drive where that is mounted or asked for."""
     os.environ.setdefault("SER_WORK", str(COLAB / "work"))
     drive = COLAB / "drive"
-    if not (drive / "MyDrive").is_dir() and Path(os.environ.get("SER_MIRROR", "")).is_relative_to(drive):
+    if not (drive / "MyDrive").is_dir() and Path(os.environ.get("SER_MIRROR", "")).is_relative_to(
+        drive
+    ):
         sys.modules["google.colab"].drive.mount(str(drive))
     elif (drive / "MyDrive").is_dir() and "SER_MIRROR" not in os.environ:
         os.environ["SER_MIRROR"] = str(drive / "MyDrive/ser-mirror")
-        _say(f"{os.environ['SER_MIRROR']} gets a copy of what is derived; to have none, set it to nothing before")
+        _say(
+            f"{os.environ['SER_MIRROR']} gets a copy of what is derived; to have none, set it to nothing before"
+        )
 
 
 def _is_damage(error: Exception) -> bool:
     """Whether an error is of those that reading a damaged zip raises; EINVAL: it was told to seek to where nothing can be."""
-    kinds = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, KeyError, ValueError, RuntimeError)
+    kinds = (
+        zipfile.BadZipFile,
+        zlib.error,
+        struct.error,
+        EOFError,
+        KeyError,
+        ValueError,
+        RuntimeError,
+    )
     return isinstance(error, kinds) or (isinstance(error, OSError) and error.errno == errno.EINVAL)
 
 

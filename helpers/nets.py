@@ -37,19 +37,38 @@ class MelCNN(nn.Module):
     returns : logits (batch, n_classes)
     """
 
-    def __init__(self, n_classes: int, shape: tuple[int, int], channels: tuple[int, ...] = (16, 32, 64, 16), n_mfcc: int = 0,
-                 dropout: float = 0.4):
+    def __init__(
+        self,
+        n_classes: int,
+        shape: tuple[int, int],
+        channels: tuple[int, ...] = (16, 32, 64, 16),
+        n_mfcc: int = 0,
+        dropout: float = 0.4,
+    ):
         super().__init__()
         self.mfcc = MFCC(shape[0], n_mfcc) if n_mfcc else None
         height = (n_mfcc or shape[0]) // 2 ** len(channels)
         if min(height, shape[1] // 2 ** len(channels)) < 1:
-            raise ValueError(f"{len(channels)} layers halve {n_mfcc or shape[0]} rows and {shape[1]} frames to nothing: give "
-                             f"at least {2 ** len(channels)} of both, or fewer channels")
+            raise ValueError(
+                f"{len(channels)} layers halve {n_mfcc or shape[0]} rows and {shape[1]} frames to nothing: give "
+                f"at least {2 ** len(channels)} of both, or fewer channels"
+            )
         self.blocks = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(n_in, n_out, 3, padding=1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU(), nn.MaxPool2d(2))
-            for n_in, n_out in itertools.pairwise((1, *channels)))
-        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(2 * channels[-1] * height, 512), nn.ReLU(),
-                                  nn.Dropout(dropout), nn.Linear(512, n_classes))
+            nn.Sequential(
+                nn.Conv2d(n_in, n_out, 3, padding=1, bias=False),
+                nn.BatchNorm2d(n_out),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+            )
+            for n_in, n_out in itertools.pairwise((1, *channels))
+        )
+        self.head = nn.Sequential(
+            nn.Dropout(dropout),
+            nn.Linear(2 * channels[-1] * height, 512),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(512, n_classes),
+        )
 
     def fit_inputs(self, images: torch.Tensor) -> None:
         if self.mfcc is not None:
@@ -59,10 +78,15 @@ class MelCNN(nn.Module):
         maps, mask = _heard(images)
         if self.mfcc is not None:
             maps = self.mfcc(maps) * mask
-        for block in self.blocks:  # halves height and width; padding is set back to 0 each time, as at the image's edge
+        for block in (
+            self.blocks
+        ):  # halves height and width; padding is set back to 0 each time, as at the image's edge
             mask = nn.functional.max_pool2d(mask, (1, 2))
             maps = block(maps) * mask
-        maps, mask = maps.flatten(1, 2), mask[:, 0]  # (batch, channels * height, n_frames / 2 ** n_layers)
+        maps, mask = (
+            maps.flatten(1, 2),
+            mask[:, 0],
+        )  # (batch, channels * height, n_frames / 2 ** n_layers)
         mean = maps.sum(-1) / mask.sum(-1).clamp(min=1)
         peak = maps.amax(-1)  # after ReLU nothing is below 0, so a padded frame never wins
         return torch.cat([mean, peak], dim=1)
@@ -76,7 +100,9 @@ class MFCC(nn.Module):
 
     def __init__(self, n_bands: int, n_mfcc: int):
         super().__init__()
-        cosines = scipy.fft.dct(np.eye(n_bands), norm="ortho")[::-1, :n_mfcc]  # images have the highest band first
+        cosines = scipy.fft.dct(np.eye(n_bands), norm="ortho")[
+            ::-1, :n_mfcc
+        ]  # images have the highest band first
         self.register_buffer("cosines", torch.tensor(cosines.copy(), dtype=torch.float))
         self.scaler = Scaler(n_mfcc)
 
@@ -117,7 +143,14 @@ class MelResNet(nn.Module):
     K. He et al., "Deep residual learning for image recognition", CVPR 2016.
     """
 
-    def __init__(self, n_classes: int, shape: tuple[int, int], depth: int = 18, pretrained: bool = False, dropout: float = 0.5):
+    def __init__(
+        self,
+        n_classes: int,
+        shape: tuple[int, int],
+        depth: int = 18,
+        pretrained: bool = False,
+        dropout: float = 0.5,
+    ):
         super().__init__()
         from torchvision import models  # late: it takes seconds, and most networks do without it
 
@@ -128,7 +161,9 @@ class MelResNet(nn.Module):
             first.weight.data = body.conv1.weight.data.sum(dim=1, keepdim=True)
         self.stem = nn.Sequential(first, body.bn1, body.relu, body.maxpool)
         self.blocks = nn.ModuleList([body.layer1, body.layer2, body.layer3, body.layer4])
-        self.head = nn.Sequential(nn.Linear(512, 200), nn.ReLU(), nn.Dropout(dropout), nn.Linear(200, n_classes))
+        self.head = nn.Sequential(
+            nn.Linear(512, 200), nn.ReLU(), nn.Dropout(dropout), nn.Linear(200, n_classes)
+        )
 
     def begin_epoch(self, share: float) -> None:
         """Unfreeze in stages, if the weights are pretrained."""
@@ -167,8 +202,10 @@ def _imagenet_resnet(depth: int) -> nn.Module:
         return models.get_model(f"resnet{depth}", weights=weights)
     except OSError as error:
         place = f"{torch.hub.get_dir()}/checkpoints/{weights.url.rsplit('/', 1)[-1]}"
-        raise FileNotFoundError(f"ImageNet weights of ResNet{depth} could not be downloaded ({error}). Fetch {weights.url} "
-                                f"elsewhere and put it to {place}, or set PRETRAINED = False.") from None
+        raise FileNotFoundError(
+            f"ImageNet weights of ResNet{depth} could not be downloaded ({error}). Fetch {weights.url} "
+            f"elsewhere and put it to {place}, or set PRETRAINED = False."
+        ) from None
 
 
 class Scaler(nn.Module):
@@ -208,7 +245,13 @@ class DNN(nn.Module):
     returns : logits (batch, n_classes)
     """
 
-    def __init__(self, n_classes: int, shape: tuple[int], hidden: tuple[int, ...] = (300,), dropout: float = 0.4):
+    def __init__(
+        self,
+        n_classes: int,
+        shape: tuple[int],
+        hidden: tuple[int, ...] = (300,),
+        dropout: float = 0.4,
+    ):
         super().__init__()
         self.scaler = Scaler(shape[0])
         layers = [nn.Dropout(dropout)]
@@ -281,7 +324,9 @@ class MaskedNorm(nn.BatchNorm1d):
         rows = steps.transpose(1, 2)
         heard = mask[:, 0] > 0
         result = torch.zeros_like(rows)
-        if heard.sum() > self.training:  # one step alone has no deviation: there is nothing to learn from
+        if (
+            heard.sum() > self.training
+        ):  # one step alone has no deviation: there is nothing to learn from
             result[heard] = super().forward(rows[heard]).to(rows.dtype)
         return result.transpose(1, 2)
 
@@ -322,14 +367,34 @@ class AlexNet1D(SequenceNetwork):
     A. Krizhevsky, I. Sutskever, G. E. Hinton, "ImageNet classification with deep convolutional neural networks", NeurIPS 2012.
     """
 
-    def __init__(self, n_classes: int, shape: tuple[int, int], images: bool = False, width: int = 64,
-                 input_dropout: float = 0.2, dropout: float = 0.5):
+    def __init__(
+        self,
+        n_classes: int,
+        shape: tuple[int, int],
+        images: bool = False,
+        width: int = 64,
+        input_dropout: float = 0.2,
+        dropout: float = 0.5,
+    ):
         super().__init__(shape, images, input_dropout)
-        self.layers = nn.ModuleList([ConvStep(self.n_features, width, 11, 2), ConvStep(width, 3 * width, 5),
-                                     ConvStep(3 * width, 6 * width, 3), ConvStep(6 * width, 4 * width, 3),
-                                     ConvStep(4 * width, 4 * width, 3)])
-        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(8 * width, 256), nn.ReLU(), nn.Dropout(dropout),
-                                  nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, n_classes))
+        self.layers = nn.ModuleList(
+            [
+                ConvStep(self.n_features, width, 11, 2),
+                ConvStep(width, 3 * width, 5),
+                ConvStep(3 * width, 6 * width, 3),
+                ConvStep(6 * width, 4 * width, 3),
+                ConvStep(4 * width, 4 * width, 3),
+            ]
+        )
+        self.head = nn.Sequential(
+            nn.Dropout(dropout),
+            nn.Linear(8 * width, 256),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(256, 256),
+            nn.ReLU(),
+            nn.Linear(256, n_classes),
+        )
 
     def body(self, steps: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         for i, layer in enumerate(self.layers):
@@ -358,13 +423,26 @@ class ResNet1D(SequenceNetwork):
     K. He et al., "Deep residual learning for image recognition", CVPR 2016.
     """
 
-    def __init__(self, n_classes: int, shape: tuple[int, int], images: bool = False, width: int = 64,
-                 input_dropout: float = 0.2, dropout: float = 0.5):
+    def __init__(
+        self,
+        n_classes: int,
+        shape: tuple[int, int],
+        images: bool = False,
+        width: int = 64,
+        input_dropout: float = 0.2,
+        dropout: float = 0.5,
+    ):
         super().__init__(shape, images, input_dropout)
         self.stem = ConvStep(self.n_features, width, 7, 2)
         widths = [width, width, 2 * width, 4 * width, 4 * width]
-        self.blocks = nn.ModuleList(block for i, (n_in, n_out) in enumerate(itertools.pairwise(widths)) for block in (
-            ResidualBlock(n_in, n_out, 1 if i == 0 else 2), ResidualBlock(n_out, n_out)))
+        self.blocks = nn.ModuleList(
+            block
+            for i, (n_in, n_out) in enumerate(itertools.pairwise(widths))
+            for block in (
+                ResidualBlock(n_in, n_out, 1 if i == 0 else 2),
+                ResidualBlock(n_out, n_out),
+            )
+        )
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(8 * width, n_classes))
 
     def body(self, steps: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -379,12 +457,19 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, n_in: int, n_out: int, stride: int = 1):
         super().__init__()
-        self.first, self.second = ConvStep(n_in, n_out, 3, stride), ConvStep(n_out, n_out, 3, active=False)
-        self.short = ConvStep(n_in, n_out, 1, stride, active=False) if stride > 1 or n_in != n_out else None
+        self.first, self.second = (
+            ConvStep(n_in, n_out, 3, stride),
+            ConvStep(n_out, n_out, 3, active=False),
+        )
+        self.short = (
+            ConvStep(n_in, n_out, 1, stride, active=False) if stride > 1 or n_in != n_out else None
+        )
 
     def forward(self, steps: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         result, shorter = self.second(*self.first(steps, mask))
-        return (result + (steps if self.short is None else self.short(steps, mask)[0])).relu(), shorter
+        return (
+            result + (steps if self.short is None else self.short(steps, mask)[0])
+        ).relu(), shorter
 
 
 class Recurrent(SequenceNetwork):
@@ -406,8 +491,18 @@ class Recurrent(SequenceNetwork):
         Between layers and before the last one.
     """
 
-    def __init__(self, n_classes: int, shape: tuple[int, int], images: bool = False, cell: str = "LSTM", hidden: int = 128,
-                 layers: int = 1, pooling: str = "mean", input_dropout: float = 0.5, dropout: float = 0.5):
+    def __init__(
+        self,
+        n_classes: int,
+        shape: tuple[int, int],
+        images: bool = False,
+        cell: str = "LSTM",
+        hidden: int = 128,
+        layers: int = 1,
+        pooling: str = "mean",
+        input_dropout: float = 0.5,
+        dropout: float = 0.5,
+    ):
         super().__init__(shape, images, input_dropout)
         self.rnn = _both_ways(cell, self.n_features, hidden, layers, dropout * (layers > 1))
         self.attention = Attention(2 * hidden) if pooling == "attention" else None
@@ -415,7 +510,11 @@ class Recurrent(SequenceNetwork):
 
     def body(self, steps: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         steps = read(self.rnn, steps, mask)
-        return (steps * mask).sum(-1) / mask.sum(-1).clamp(min=1) if self.attention is None else self.attention(steps, mask)
+        return (
+            (steps * mask).sum(-1) / mask.sum(-1).clamp(min=1)
+            if self.attention is None
+            else self.attention(steps, mask)
+        )
 
 
 class Attention(nn.Module):
@@ -459,11 +558,24 @@ class Transformer(SequenceNetwork):
     A. Vaswani et al., "Attention is all you need", NeurIPS 2017.
     """
 
-    def __init__(self, n_classes: int, shape: tuple[int, int], images: bool = False, width: int = 128, heads: int = 4,
-                 layers: int = 2, input_dropout: float = 0.3, dropout: float = 0.3):
+    def __init__(
+        self,
+        n_classes: int,
+        shape: tuple[int, int],
+        images: bool = False,
+        width: int = 128,
+        heads: int = 4,
+        layers: int = 2,
+        input_dropout: float = 0.3,
+        dropout: float = 0.3,
+    ):
         super().__init__(shape, images, input_dropout)
-        self.stem = ConvStep(self.n_features, width, 5, 2)  # neighbours first, and half as many steps
-        layer = nn.TransformerEncoderLayer(width, heads, 2 * width, dropout, batch_first=True, norm_first=True)
+        self.stem = ConvStep(
+            self.n_features, width, 5, 2
+        )  # neighbours first, and half as many steps
+        layer = nn.TransformerEncoderLayer(
+            width, heads, 2 * width, dropout, batch_first=True, norm_first=True
+        )
         self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
         self.norm, self.attention = nn.LayerNorm(width), Attention(width)
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(width, n_classes))
@@ -497,15 +609,32 @@ class ConvLSTM(SequenceNetwork):
         Before and after the hidden layer.
     """
 
-    def __init__(self, n_classes: int, shape: tuple[int, int], images: bool = False, width: int = 64,
-                 input_dropout: float = 0.0, dropout: float = 0.4):
+    def __init__(
+        self,
+        n_classes: int,
+        shape: tuple[int, int],
+        images: bool = False,
+        width: int = 64,
+        input_dropout: float = 0.0,
+        dropout: float = 0.4,
+    ):
         super().__init__(shape, images, input_dropout)
         self.first = _both_ways("LSTM", self.n_features, width // 2)
-        self.convs = nn.ModuleList([ConvStep(width, 2 * width, 9, 2), ConvStep(2 * width, 4 * width, 9, 2)])
-        self.second, self.third = _both_ways("LSTM", 4 * width, width), _both_ways("LSTM", 2 * width, width)
+        self.convs = nn.ModuleList(
+            [ConvStep(width, 2 * width, 9, 2), ConvStep(2 * width, 4 * width, 9, 2)]
+        )
+        self.second, self.third = (
+            _both_ways("LSTM", 4 * width, width),
+            _both_ways("LSTM", 2 * width, width),
+        )
         self.norm = MaskedNorm(2 * width)
-        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(4 * width, 256), nn.ReLU(), nn.Dropout(dropout),
-                                  nn.Linear(256, n_classes))
+        self.head = nn.Sequential(
+            nn.Dropout(dropout),
+            nn.Linear(4 * width, 256),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(256, n_classes),
+        )
 
     def body(self, steps: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         steps = read(self.first, steps, mask)
@@ -538,13 +667,22 @@ class MeansConv(nn.Module):
     def __init__(self, n_classes: int, shape: tuple[int], dropout: float = 0.2):
         super().__init__()
         if shape[0] < 16:
-            raise ValueError(f"{shape[0]} features are halved four times to nothing: give at least 16")
+            raise ValueError(
+                f"{shape[0]} features are halved four times to nothing: give at least 16"
+            )
         self.scaler = Scaler(shape[0])
         layers, widths = [], (1, 256, 256, 128, 64)
         for n_in, n_out in itertools.pairwise(widths):
-            layers += [nn.Conv1d(n_in, n_out, 5, padding=2, bias=False), nn.BatchNorm1d(n_out), nn.ReLU(), nn.MaxPool1d(2),
-                       nn.Dropout(dropout)]
-        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * (shape[0] // 16), 32), nn.ReLU())
+            layers += [
+                nn.Conv1d(n_in, n_out, 5, padding=2, bias=False),
+                nn.BatchNorm1d(n_out),
+                nn.ReLU(),
+                nn.MaxPool1d(2),
+                nn.Dropout(dropout),
+            ]
+        self.layers = nn.Sequential(
+            *layers, nn.Flatten(), nn.Linear(64 * (shape[0] // 16), 32), nn.ReLU()
+        )
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(32, n_classes))
 
     def fit_inputs(self, inputs: torch.Tensor) -> None:
@@ -568,8 +706,12 @@ def read(rnn: nn.RNNBase, steps: torch.Tensor, mask: torch.Tensor) -> torch.Tens
     """
     numbers = torch.arange(1, mask.shape[-1] + 1, device=mask.device)
     lengths = ((mask[:, 0] > 0) * numbers).amax(dim=1).clamp(min=1).cpu()
-    packed = nn.utils.rnn.pack_padded_sequence(steps.transpose(1, 2), lengths, batch_first=True, enforce_sorted=False)
-    return nn.utils.rnn.pad_packed_sequence(rnn(packed)[0], batch_first=True, total_length=mask.shape[-1])[0].transpose(1, 2)
+    packed = nn.utils.rnn.pack_padded_sequence(
+        steps.transpose(1, 2), lengths, batch_first=True, enforce_sorted=False
+    )
+    return nn.utils.rnn.pad_packed_sequence(
+        rnn(packed)[0], batch_first=True, total_length=mask.shape[-1]
+    )[0].transpose(1, 2)
 
 
 def mean_and_peak(steps: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -579,10 +721,14 @@ def mean_and_peak(steps: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return torch.cat([(steps * mask).sum(-1) / mask.sum(-1).clamp(min=1), peak], dim=1)
 
 
-def _both_ways(cell: str, n_features: int, hidden: int, layers: int = 1, dropout: float = 0.0) -> nn.RNNBase:
+def _both_ways(
+    cell: str, n_features: int, hidden: int, layers: int = 1, dropout: float = 0.0
+) -> nn.RNNBase:
     if cell not in ("LSTM", "GRU"):
         raise ValueError(f"unknown cell {cell!r}: choose LSTM or GRU")
-    return getattr(nn, cell)(n_features, hidden, layers, batch_first=True, bidirectional=True, dropout=dropout)
+    return getattr(nn, cell)(
+        n_features, hidden, layers, batch_first=True, bidirectional=True, dropout=dropout
+    )
 
 
 def _shortened(steps: torch.Tensor, stride: int) -> torch.Tensor:

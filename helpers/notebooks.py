@@ -62,29 +62,46 @@ class Settings:
 
     def stamp(self, book: Notebook) -> Path:
         """Return where a notebook's stamp lies; what knows no label policy is not run again for another one."""
-        policy = (self.policy or self.default_policy or "default") if "POLICY" in book.parameters else "any"
+        policy = (
+            (self.policy or self.default_policy or "default")
+            if "POLICY" in book.parameters
+            else "any"
+        )
         return self.work / "runs" / policy / f"{book.name}.json"
 
 
 def read_notebook(path: Path) -> Notebook:
     """Read a committed notebook; its parameters cell may hold nothing but ``NAME = literal`` lines."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    sources = [(cell["cell_type"], "".join(cell["source"]), cell["metadata"].get("tags", [])) for cell in cells]
+    sources = [
+        (cell["cell_type"], "".join(cell["source"]), cell["metadata"].get("tags", []))
+        for cell in cells
+    ]
     tagged = [source for _, source, tags in sources if "parameters" in tags]
     if len(tagged) != 1:
-        raise Refused(f"{path.name}: found {len(tagged)} cells tagged 'parameters', expected one. Tag the cell with "
-                      "the UPPERCASE literals (JupyterLab: property inspector, cell tags).")
+        raise Refused(
+            f"{path.name}: found {len(tagged)} cells tagged 'parameters', expected one. Tag the cell with "
+            "the UPPERCASE literals (JupyterLab: property inspector, cell tags)."
+        )
     parameters = {}
     for node in ast.parse(tagged[0]).body:
         try:
             target = node.targets[0] if isinstance(node, ast.Assign) else node.target
             parameters[target.id] = ast.literal_eval(node.value)
         except (AttributeError, ValueError):
-            raise Refused(f"{path.name}: the parameters cell holds {ast.unparse(node)!r}, expected only NAME = "
-                          "literal. Derive values in a later cell: one derived here keeps its default.") from None
-    title = re.search(r"^# +(.+)$", "\n".join(source for kind, source, _ in sources if kind == "markdown"), re.M)
-    return Notebook(path, title[1].strip() if title else path.stem,
-                    tuple(source for kind, source, _ in sources if kind == "code"), parameters)
+            raise Refused(
+                f"{path.name}: the parameters cell holds {ast.unparse(node)!r}, expected only NAME = "
+                "literal. Derive values in a later cell: one derived here keeps its default."
+            ) from None
+    title = re.search(
+        r"^# +(.+)$", "\n".join(source for kind, source, _ in sources if kind == "markdown"), re.M
+    )
+    return Notebook(
+        path,
+        title[1].strip() if title else path.stem,
+        tuple(source for kind, source, _ in sources if kind == "code"),
+        parameters,
+    )
 
 
 def values_for(books: list[Notebook], settings: Settings, profile: dict) -> dict[str, dict]:
@@ -97,28 +114,49 @@ def values_for(books: list[Notebook], settings: Settings, profile: dict) -> dict
     Refused
         If a value has no parameter of its name: papermill would print a warning and run with the default.
     """
-    profile = {f"{key:02d}" if isinstance(key, int) else key: given or {} for key, given in profile.items()}  # 07
-    numbers, known = [book.number for book in books], {name for book in books for name in book.parameters}
+    profile = {
+        f"{key:02d}" if isinstance(key, int) else key: given or {} for key, given in profile.items()
+    }  # 07
+    numbers, known = (
+        [book.number for book in books],
+        {name for book in books for name in book.parameters},
+    )
     if strange := profile.keys() - {*numbers, "all"}:
-        raise Refused(f"profile {settings.profile!r} names notebooks {sorted(strange)}; there are 'all' and {numbers}.")
+        raise Refused(
+            f"profile {settings.profile!r} names notebooks {sorted(strange)}; there are 'all' and {numbers}."
+        )
     if strange := profile.get("all", {}).keys() - known:
-        raise Refused(f"profile {settings.profile!r} sets {sorted(strange)} for all; notebooks have {sorted(known)}.")
-    options = {"POLICY": settings.policy, "DEVICE": settings.device, "ALLOW_INCOMPLETE": settings.allow_incomplete,
-               "PUBLISHED": settings.published}
+        raise Refused(
+            f"profile {settings.profile!r} sets {sorted(strange)} for all; notebooks have {sorted(known)}."
+        )
+    options = {
+        "POLICY": settings.policy,
+        "DEVICE": settings.device,
+        "ALLOW_INCOMPLETE": settings.allow_incomplete,
+        "PUBLISHED": settings.published,
+    }
     options = {name: value for name, value in options.items() if value not in ("", "auto", False)}
     values = {}
     for book in books:
-        general, asked = ({name: value for name, value in given.items() if name in book.parameters}
-                          for given in (profile.get("all", {}), options))
-        values[book.name] = general | profile.get(book.number, {}) | asked | {"CORPUS": settings.corpus}
+        general, asked = (
+            {name: value for name, value in given.items() if name in book.parameters}
+            for given in (profile.get("all", {}), options)
+        )
+        values[book.name] = (
+            general | profile.get(book.number, {}) | asked | {"CORPUS": settings.corpus}
+        )
         if strange := values[book.name].keys() - book.parameters.keys():
-            raise Refused(f"{book.path.name} has no parameter {', '.join(sorted(strange))} (set by profile "
-                          f"{settings.profile!r} or run_all.sh); its parameters cell has {', '.join(book.parameters)}.")
+            raise Refused(
+                f"{book.path.name} has no parameter {', '.join(sorted(strange))} (set by profile "
+                f"{settings.profile!r} or run_all.sh); its parameters cell has {', '.join(book.parameters)}."
+            )
     return values
 
 
 def is_added(cell) -> bool:
-    return not {"injected-parameters", "papermill-error-cell-tag"}.isdisjoint(cell.metadata.get("tags", []))
+    return not {"injected-parameters", "papermill-error-cell-tag"}.isdisjoint(
+        cell.metadata.get("tags", [])
+    )
 
 
 def mirror(source: Path, target: Path, pattern: str) -> None:
@@ -137,7 +175,9 @@ def read_json(path: Path) -> dict:
 
 
 def write(path: Path, content: str | bytes) -> None:
-    write_atomically(path, lambda handle: handle.write(content.encode() if isinstance(content, str) else content))
+    write_atomically(
+        path, lambda handle: handle.write(content.encode() if isinstance(content, str) else content)
+    )
 
 
 def execute_here(book: Notebook, values: dict) -> None:
@@ -151,11 +191,22 @@ def execute_here(book: Notebook, values: dict) -> None:
         In place of the parameters of these names. ``N_JOBS`` is 1 unless given: the processes work on one fold together.
     """
     if strange := sorted(set(values) - set(book.parameters)):
-        raise Refused(f"{book.path.name} has no parameter {', '.join(strange)}; it has {', '.join(book.parameters)}")
-    values = {name: value for name, value in {"N_JOBS": 1, **values}.items() if name in book.parameters}
+        raise Refused(
+            f"{book.path.name} has no parameter {', '.join(strange)}; it has {', '.join(book.parameters)}"
+        )
+    values = {
+        name: value for name, value in {"N_JOBS": 1, **values}.items() if name in book.parameters
+    }
     names, given = {"__name__": "__main__"}, False
     for number, code in enumerate(book.code, start=1):
-        exec(compile(re.sub(r"^(\s*)[%!].*$", r"\1pass", code, flags=re.M), f"{book.name}, cell {number}", "exec"), names)
+        exec(
+            compile(
+                re.sub(r"^(\s*)[%!].*$", r"\1pass", code, flags=re.M),
+                f"{book.name}, cell {number}",
+                "exec",
+            ),
+            names,
+        )
         if not given and set(book.parameters) <= set(names):
             names.update(values)
             given = True

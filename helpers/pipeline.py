@@ -25,15 +25,31 @@ import psutil
 import yaml
 
 from helpers import mirror, paths
-from helpers.notebooks import Notebook, Refused, Settings, read_json, read_notebook, values_for, write
+from helpers.notebooks import (
+    Notebook,
+    Refused,
+    Settings,
+    read_json,
+    read_notebook,
+    values_for,
+    write,
+)
 from helpers.publish import badges, publish
 from helpers.report import write_report
 from helpers.tables import file_hash
 
 # of helpers.pretrained, helpers.text and helpers.corpora
-SKIPPED = {"WeightsMissing": "weights missing", "TextMissing": "no text", "CorporaMissing": "one corpus alone"}
+SKIPPED = {
+    "WeightsMissing": "weights missing",
+    "TextMissing": "no text",
+    "CorporaMissing": "one corpus alone",
+}
 PROCESSES = ".processes.json"  # in a corpus's work folder: what the run there has started
-UNTRACKED = {"plots", "pipeline", "mirror"}  # they change how things look or where they lie, not what comes out
+UNTRACKED = {
+    "plots",
+    "pipeline",
+    "mirror",
+}  # they change how things look or where they lie, not what comes out
 COST = ("longest", "largest_mb")  # s and MB: what a notebook took at most with the same values
 
 
@@ -54,13 +70,22 @@ def main(arguments: list[str] | None = None) -> int:
         print("differ:" if options.check else "rewritten:", ", ".join(differing) or "none")
         return int(options.check and bool(differing))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends the kernel too
-    for name, place in {"SER_DATA": paths.data(), "SER_WORK": paths.work(), "SER_MIRROR": paths.mirror()}.items():
+    for name, place in {
+        "SER_DATA": paths.data(),
+        "SER_WORK": paths.work(),
+        "SER_MIRROR": paths.mirror(),
+    }.items():
         if os.environ.get(name):
-            os.environ[name] = str(place)  # kernels work in another folder: a relative one would be lost on them
+            os.environ[name] = str(
+                place
+            )  # kernels work in another folder: a relative one would be lost on them
     code = 2
     try:
         settings = settings_from(options)
-        books = [read_notebook(path) for path in sorted((settings.project / "notebooks").glob("[0-9][0-9]_*.ipynb"))]
+        books = [
+            read_notebook(path)
+            for path in sorted((settings.project / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+        ]
         with locked(settings.work):
             bring_back()
             outcomes = run(books, settings)
@@ -77,7 +102,10 @@ def main(arguments: list[str] | None = None) -> int:
         code = 1
         print(f"run_all.sh: {error}", file=sys.stderr)
     except KeyboardInterrupt:
-        print("\nrun_all.sh: interrupted; started again it continues with this notebook.", file=sys.stderr)
+        print(
+            "\nrun_all.sh: interrupted; started again it continues with this notebook.",
+            file=sys.stderr,
+        )
         code = 130
     return code
 
@@ -103,16 +131,30 @@ def settings_from(options: argparse.Namespace) -> Settings:
     profile = options.profile or ("quick" if options.corpus == "demo" else "full")
     profiles = sorted(path.stem for path in (paths.PROJECT / "helpers/profiles").glob("*.yaml"))
     policies = ["", corpus.default_policy, *corpus.policies]
-    for kind, name, known in [("profile", profile, profiles), ("label policy", options.policy, policies)]:
+    for kind, name, known in [
+        ("profile", profile, profiles),
+        ("label policy", options.policy, policies),
+    ]:
         if name not in known:
-            raise Refused(f"there is no {kind} {name!r}; there are {', '.join(dict.fromkeys(filter(None, known)))}.")
+            raise Refused(
+                f"there is no {kind} {name!r}; there are {', '.join(dict.fromkeys(filter(None, known)))}."
+            )
     return Settings(
-        project=paths.PROJECT, work=paths.work(options.corpus), corpus=options.corpus, synthetic=corpus.synthetic,
-        policy="" if options.policy == corpus.default_policy else options.policy, default_policy=corpus.default_policy,
-        profile=profile, device=options.device, allow_incomplete=options.allow_incomplete, force=options.force,
+        project=paths.PROJECT,
+        work=paths.work(options.corpus),
+        corpus=options.corpus,
+        synthetic=corpus.synthetic,
+        policy="" if options.policy == corpus.default_policy else options.policy,
+        default_policy=corpus.default_policy,
+        profile=profile,
+        device=options.device,
+        allow_incomplete=options.allow_incomplete,
+        force=options.force,
         published=options.published,
-        first=options.first and options.first.zfill(2), fingerprint=corpora.fingerprint,
-        only=tuple(number.strip().zfill(2) for number in options.only.split(",") if number.strip()))
+        first=options.first and options.first.zfill(2),
+        fingerprint=corpora.fingerprint,
+        only=tuple(number.strip().zfill(2) for number in options.only.split(",") if number.strip()),
+    )
 
 
 def run(books: list[Notebook], settings: Settings) -> dict[str, dict]:
@@ -121,16 +163,28 @@ def run(books: list[Notebook], settings: Settings) -> dict[str, dict]:
     values = values_for(books, settings, yaml.safe_load(profile.read_text(encoding="utf-8")) or {})
     numbers, outcomes, failed = [book.number for book in books], {}, False
     if strange := {*settings.only, settings.first} - {*numbers, ""}:
-        raise Refused(f"there is no notebook {', '.join(sorted(strange))}; there are {', '.join(numbers)}.")
-    wanted = settings.only or [book.number for book in books if "PUBLISHED" in book.parameters or not settings.published]
+        raise Refused(
+            f"there is no notebook {', '.join(sorted(strange))}; there are {', '.join(numbers)}."
+        )
+    wanted = settings.only or [
+        book.number for book in books if "PUBLISHED" in book.parameters or not settings.published
+    ]
     for book in books:
         stamp = read_json(settings.stamp(book))
-        outcome = {"reason": ""} | {key: stamp[key] for key in ("cells", "seconds", "peak_mb", *COST) if key in stamp}
+        outcome = {"reason": ""} | {
+            key: stamp[key] for key in ("cells", "seconds", "peak_mb", *COST) if key in stamp
+        }
         lacking = read_json(skipped_stamp(book, settings))
         if failed or book.number < settings.first or book.number not in wanted:
             outcome["status"] = "earlier" if stamp else "not run"
-        elif lacking and book.number not in settings.only and not why_stale(book, values[book.name], settings, lacking):
-            outcome |= {key: lacking[key] for key in ("status", "reason", "cells", "peak_mb")} | {"seconds": 0.0}
+        elif (
+            lacking
+            and book.number not in settings.only
+            and not why_stale(book, values[book.name], settings, lacking)
+        ):
+            outcome |= {key: lacking[key] for key in ("status", "reason", "cells", "peak_mb")} | {
+                "seconds": 0.0
+            }
         elif not (reason := why_stale(book, values[book.name], settings)):
             outcome["status"] = "fresh"
         else:
@@ -138,8 +192,12 @@ def run(books: list[Notebook], settings: Settings) -> dict[str, dict]:
                 print(f"{book.name:<28} starts ({reason})", flush=True)
             outcome = execute(book, values[book.name], settings)
             failed = outcome["status"] == "failed"
-            print(f"{book.name:<28} {outcome['cells']:>3} cells {outcome['seconds']:>12.1f} s  {outcome['status']}",
-                  *outcome["reason"].splitlines(), sep="\n    ", flush=True)
+            print(
+                f"{book.name:<28} {outcome['cells']:>3} cells {outcome['seconds']:>12.1f} s  {outcome['status']}",
+                *outcome["reason"].splitlines(),
+                sep="\n    ",
+                flush=True,
+            )
             mirror.push()
         outcomes[book.name] = outcome
     return outcomes
@@ -152,14 +210,24 @@ def why_stale(book: Notebook, values: dict, settings: Settings, stamp: dict | No
         return "forced" if settings.force else "no finished run"
     for part, now in recipe(book, values, settings).items():
         if now != stamp[part]:
-            return "its code changed" if part == "code" else f"{part} changed: " + ", ".join(
-                sorted(name for name in now | stamp[part] if now.get(name) != stamp[part].get(name)))
+            return (
+                "its code changed"
+                if part == "code"
+                else f"{part} changed: "
+                + ", ".join(
+                    sorted(
+                        name for name in now | stamp[part] if now.get(name) != stamp[part].get(name)
+                    )
+                )
+            )
     if "at_hand" in stamp and stamp["at_hand"] != at_hand():
         return "what it lacked may be there now"
     files = stamp["inputs"] | stamp["outputs"] | {str(settings.executed(book)): stamp["executed"]}
     for path, digest in files.items():
         try:
-            now = settings.fingerprint(path[4:]) if path.startswith("raw:") else file_hash(Path(path))
+            now = (
+                settings.fingerprint(path[4:]) if path.startswith("raw:") else file_hash(Path(path))
+            )
         except FileNotFoundError:
             now = None
         if now != digest:
@@ -169,9 +237,16 @@ def why_stale(book: Notebook, values: dict, settings: Settings, stamp: dict | No
 
 def at_hand() -> str:
     """Hash the names of the corpora and pretrained models on this machine: a notebook that lacked one is tried again then."""
-    hub = os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser() / "hub"
-    names = [str(path) for place in (paths.data(), paths.models(), Path(hub)) for pattern in ("*", "*/*")
-             for path in sorted(place.glob(pattern))]
+    hub = (
+        os.environ.get("HF_HUB_CACHE")
+        or Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser() / "hub"
+    )
+    names = [
+        str(path)
+        for place in (paths.data(), paths.models(), Path(hub))
+        for pattern in ("*", "*/*")
+        for path in sorted(place.glob(pattern))
+    ]
     return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
@@ -182,14 +257,26 @@ def skipped_stamp(book: Notebook, settings: Settings) -> Path:
 
 def recipe(book: Notebook, values: dict, settings: Settings) -> dict:
     """Return what a notebook's outcome depends on besides its inputs."""
-    return {"code": hashlib.sha256("\n# cell\n".join(book.code).encode()).hexdigest(),
-            "values": json.loads(json.dumps(book.parameters | values)),  # as a stamp gives them back: tuples are lists
-            "helpers": helper_hashes(book, settings.project / "helpers")}
+    return {
+        "code": hashlib.sha256("\n# cell\n".join(book.code).encode()).hexdigest(),
+        "values": json.loads(
+            json.dumps(book.parameters | values)
+        ),  # as a stamp gives them back: tuples are lists
+        "helpers": helper_hashes(book, settings.project / "helpers"),
+    }
 
 
 def helper_hashes(book: Notebook, folder: Path) -> dict[str, str]:
     """Return the hashes of the helpers modules that a notebook imports, directly or through others."""
-    found, queue = {}, {*imported(re.sub(r"^(\s*)[%!].*$", r"\1pass", "\n".join(book.code), flags=re.M), book.path.name)}
+    found, queue = (
+        {},
+        {
+            *imported(
+                re.sub(r"^(\s*)[%!].*$", r"\1pass", "\n".join(book.code), flags=re.M),
+                book.path.name,
+            )
+        },
+    )
     while queue:
         source = folder / f"{(name := queue.pop())}.py"
         if name not in found | dict.fromkeys(UNTRACKED) and source.is_file():
@@ -202,9 +289,15 @@ def helper_hashes(book: Notebook, folder: Path) -> dict[str, str]:
 def imported(source: str, where: str) -> frozenset[str]:
     """Return the names that Python source imports from the helpers package."""
     try:
-        nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, (ast.Import, ast.ImportFrom))]
+        nodes = [
+            node
+            for node in ast.walk(ast.parse(source))
+            if isinstance(node, (ast.Import, ast.ImportFrom))
+        ]
     except SyntaxError as error:
-        raise Refused(f"{where} is not Python: {error.msg} in {(error.text or '').strip()!r}.") from None
+        raise Refused(
+            f"{where} is not Python: {error.msg} in {(error.text or '').strip()!r}."
+        ) from None
     names = set()
     for node in nodes:
         package = "helpers." * bool(getattr(node, "level", 0)) + (getattr(node, "module", "") or "")
@@ -222,36 +315,65 @@ def execute(book: Notebook, values: dict, settings: Settings) -> dict:
     settings.reports.mkdir(parents=True, exist_ok=True)
     cost = stamp.with_suffix(".cost.json")  # stays when a run fails
     before = read_json(cost) or read_json(stamp)
-    for old in [stamp, skipped_stamp(book, settings), log, *(settings.work / "figures").glob(f"{book.number}_*.png")]:
+    for old in [
+        stamp,
+        skipped_stamp(book, settings),
+        log,
+        *(settings.work / "figures").glob(f"{book.number}_*.png"),
+    ]:
         old.unlink(missing_ok=True)  # a figure that it draws no longer must not stay in the report
     record = recipe(book, values, settings)  # now: somebody may edit the notebook while it runs
     os.environ["SER_RUN_LOG"] = str(log)
     try:
         with _Watch(book, settings.work / PROCESSES) as watch:
             fault = run_papermill(book, values, settings, watch)
-        events = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
+        events = (
+            [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+            if log.exists()
+            else []
+        )
     finally:
         del os.environ["SER_RUN_LOG"]
         log.unlink(missing_ok=True)
-    outcome = {"status": "failed" if fault else "run", "reason": fault, "cells": watch.cells,
-               "seconds": round(watch.seconds(), 1), "peak_mb": round(watch.peak / 2**20)}
+    outcome = {
+        "status": "failed" if fault else "run",
+        "reason": fault,
+        "cells": watch.cells,
+        "seconds": round(watch.seconds(), 1),
+        "peak_mb": round(watch.peak / 2**20),
+    }
     # a run from the cache is shorter and smaller: what they cost is the longest and the largest with these values
     before = before if before.get("values") == record["values"] else {"seconds": 0}
     outcome["longest"] = max(outcome["seconds"], before.get("longest", before["seconds"]))
-    outcome["largest_mb"] = max(outcome["peak_mb"], before.get("largest_mb", before.get("peak_mb", 0)))
+    outcome["largest_mb"] = max(
+        outcome["peak_mb"], before.get("largest_mb", before.get("peak_mb", 0))
+    )
     kind, _, text = fault.partition(": ")
     if kind in SKIPPED:  # nothing is wrong with the notebook
         outcome |= {"status": "skipped", "reason": f"{SKIPPED[kind]}: {text.splitlines()[0]}"}
     if outcome["status"] != "failed":
         written = {event["path"]: event["sha256"] for event in events if event["event"] == "write"}
-        read = {event["path"]: event["sha256"] for event in reversed(events) if event["event"] == "read"}
-        record |= {"inputs": {path: read[path] for path in read.keys() - written.keys()}, "outputs": written,
-                   "executed": file_hash(settings.executed(book)), **outcome}
+        read = {
+            event["path"]: event["sha256"] for event in reversed(events) if event["event"] == "read"
+        }
+        record |= {
+            "inputs": {path: read[path] for path in read.keys() - written.keys()},
+            "outputs": written,
+            "executed": file_hash(settings.executed(book)),
+            **outcome,
+        }
         if outcome["status"] == "skipped":
-            write(skipped_stamp(book, settings), json.dumps(record | {"at_hand": at_hand()}, indent=1))
+            write(
+                skipped_stamp(book, settings), json.dumps(record | {"at_hand": at_hand()}, indent=1)
+            )
             return outcome
         write(stamp, json.dumps(record, indent=1))
-        write(cost, json.dumps({"values": record["values"]} | {key: outcome[key] for key in (*COST, "seconds")}))
+        write(
+            cost,
+            json.dumps(
+                {"values": record["values"]} | {key: outcome[key] for key in (*COST, "seconds")}
+            ),
+        )
     return outcome
 
 
@@ -278,16 +400,28 @@ def run_papermill(book: Notebook, values: dict, settings: Settings, watch: "_Wat
                 watch.cells += cell.cell_type == "code"
 
             nb_man.cell_complete = cell_complete
-            return super().execute_managed_notebook(nb_man, kernel_name, kernel_manager_class=ThisPython, **options)
+            return super().execute_managed_notebook(
+                nb_man, kernel_name, kernel_manager_class=ThisPython, **options
+            )
 
     papermill_engines.register("watched", Engine)
     try:
         papermill.execute_notebook(
-            book.path, settings.executed(book), values, engine_name="watched", kernel_name="python3", language="python",
-            cwd=book.path.parent, progress_bar=False, start_timeout=180)
+            book.path,
+            settings.executed(book),
+            values,
+            engine_name="watched",
+            kernel_name="python3",
+            language="python",
+            cwd=book.path.parent,
+            progress_bar=False,
+            start_timeout=180,
+        )
     except papermill.PapermillExecutionError as error:
-        return (f"{error.ename}: {error.evalue[:2000]}\nin cell [{error.exec_count}], which begins: "
-                f"{error.source.strip().partition(chr(10))[0]}\nSee {settings.executed(book).with_suffix('.html')}")
+        return (
+            f"{error.ename}: {error.evalue[:2000]}\nin cell [{error.exec_count}], which begins: "
+            f"{error.source.strip().partition(chr(10))[0]}\nSee {settings.executed(book).with_suffix('.html')}"
+        )
     except RuntimeError as error:
         return f"{type(error).__name__}: {error}\nafter {watch.cells} of {watch.total} cells (was memory short?)"
     return ""
@@ -299,7 +433,12 @@ class _Watch(threading.Thread):
     def __init__(self, book: Notebook, record: Path) -> None:
         super().__init__(daemon=True)
         self.record = record
-        self.label, self.total, self.cells, self.peak = book.name, len(book.code) + 1, 0, 0  # + the injected cell
+        self.label, self.total, self.cells, self.peak = (
+            book.name,
+            len(book.code) + 1,
+            0,
+            0,
+        )  # + the injected cell
         self.seen, self.over, self.started = set(), threading.Event(), time.monotonic()
 
     def seconds(self) -> float:
@@ -310,14 +449,21 @@ class _Watch(threading.Thread):
             children, memory = psutil.Process().children(recursive=True), 0
             if not self.seen.issuperset(children):
                 self.seen.update(children)
-                with contextlib.suppress(OSError, psutil.Error):  # of a full disk the notebook tells
-                    write(self.record, json.dumps({child.pid: child.create_time() for child in self.seen}))
+                with contextlib.suppress(
+                    OSError, psutil.Error
+                ):  # of a full disk the notebook tells
+                    write(
+                        self.record,
+                        json.dumps({child.pid: child.create_time() for child in self.seen}),
+                    )
             for child in children:
                 with contextlib.suppress(psutil.Error):
                     memory += child.memory_info().rss
             self.peak = max(self.peak, memory)
             if sys.stdout.isatty():
-                line = f"{self.label:<28} {self.cells:>3}/{self.total} cells {self.seconds():>8.0f} s"
+                line = (
+                    f"{self.label:<28} {self.cells:>3}/{self.total} cells {self.seconds():>8.0f} s"
+                )
                 print(f"\r\033[K{line}", end="", flush=True)
 
     def __enter__(self) -> "_Watch":
@@ -341,14 +487,18 @@ def locked(folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".lock").touch()
     except OSError as error:
-        raise Refused(f"can't write into {folder} ({error.strerror}): set SER_WORK to a folder that can be written") from None
+        raise Refused(
+            f"can't write into {folder} ({error.strerror}): set SER_WORK to a folder that can be written"
+        ) from None
     with open(folder / ".lock", "a+", encoding="utf-8") as handle:
         handle.seek(0)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Refused(f"another run (process {handle.read().strip() or '?'}) works in {folder}. Wait for it, stop "
-                          "it, or set SER_WORK to another folder.") from None
+            raise Refused(
+                f"another run (process {handle.read().strip() or '?'}) works in {folder}. Wait for it, stop "
+                "it, or set SER_WORK to another folder."
+            ) from None
         end_leftovers(folder / PROCESSES)
         handle.truncate(0)
         print(os.getpid(), file=handle, flush=True)
@@ -371,9 +521,15 @@ def print_table(outcomes: dict[str, dict], index: Path) -> None:
     print(f"\n{'notebook':<28} {'status':<8} {'cells':>5} {'seconds':>9} {'peak MB':>8}")
     for name, outcome in outcomes.items():
         shown = {"cells": "–", "seconds": "–", "peak_mb": "–"} | outcome
-        print(f"{name:<28} {shown['status']:<8} {shown['cells']:>5} {shown['seconds']:>9} {shown['peak_mb']:>8}"
-              + f"  {shown['reason']}" * (shown["status"] == "skipped"))
-    done = [outcome["seconds"] for outcome in outcomes.values() if outcome["status"] in ("run", "failed", "skipped")]
+        print(
+            f"{name:<28} {shown['status']:<8} {shown['cells']:>5} {shown['seconds']:>9} {shown['peak_mb']:>8}"
+            + f"  {shown['reason']}" * (shown["status"] == "skipped")
+        )
+    done = [
+        outcome["seconds"]
+        for outcome in outcomes.values()
+        if outcome["status"] in ("run", "failed", "skipped")
+    ]
     print(f"{'total of this run':<43} {sum(done):>9.1f}\n\nReport: {index}")
 
 

@@ -20,7 +20,10 @@ from torch import nn
 from helpers import paths
 from helpers.tables import file_hash
 
-WEIGHTS = ("*.safetensors", "pytorch_model*.bin")  # the first kind that there is; transformers reads the second without code
+WEIGHTS = (
+    "*.safetensors",
+    "pytorch_model*.bin",
+)  # the first kind that there is; transformers reads the second without code
 TINY = "tiny-random-"
 
 
@@ -51,9 +54,19 @@ def locate(name: str) -> Path:
     """
     if name.startswith(TINY):
         return _tiny(name)
-    package = importlib.util.find_spec(name.replace("-", "_")) if name.replace("-", "_").isidentifier() else None
-    for folder in [Path(name).expanduser(), paths.models() / name,
-                   *(Path(place) / "model" for place in getattr(package, "submodule_search_locations", None) or [])]:
+    package = (
+        importlib.util.find_spec(name.replace("-", "_"))
+        if name.replace("-", "_").isidentifier()
+        else None
+    )
+    for folder in [
+        Path(name).expanduser(),
+        paths.models() / name,
+        *(
+            Path(place) / "model"
+            for place in getattr(package, "submodule_search_locations", None) or []
+        ),
+    ]:
         if _complete(folder):
             return folder.resolve()
     return _from_hub(name)
@@ -61,8 +74,14 @@ def locate(name: str) -> Path:
 
 def fingerprint(folder: Path) -> str:
     """Hash a model's configuration and weights: two folders with the same files are the same model, whatever their names."""
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".bin", ".txt"))
-    return hashlib.sha256("".join(f"{path.name}:{file_hash(path)};" for path in files).encode()).hexdigest()[:32]
+    files = sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix in (".json", ".safetensors", ".bin", ".txt")
+    )
+    return hashlib.sha256(
+        "".join(f"{path.name}:{file_hash(path)};" for path in files).encode()
+    ).hexdigest()[:32]
 
 
 def load(name: str, weights: str = "") -> nn.Module:
@@ -79,7 +98,9 @@ def load(name: str, weights: str = "") -> nn.Module:
 
     folder = locate(name)
     if weights and (found := fingerprint(folder)) != weights:
-        raise ValueError(f"{name} has other weights ({found}) than were asked for ({weights}): it was replaced meanwhile")
+        raise ValueError(
+            f"{name} has other weights ({found}) than were asked for ({weights}): it was replaced meanwhile"
+        )
     return transformers.AutoModel.from_pretrained(folder)
 
 
@@ -92,15 +113,23 @@ class Tuned(nn.Module):
         fixed = {name for name, p in self.named_parameters() if not p.requires_grad}
         return {name: value for name, value in everything.items() if name not in fixed}
 
-    def load_state_dict(self, state: dict[str, torch.Tensor], strict: bool = True, assign: bool = False):
+    def load_state_dict(
+        self, state: dict[str, torch.Tensor], strict: bool = True, assign: bool = False
+    ):
         """Load the weights that training changes; the others are the pretrained ones."""
         missing, unexpected = super().load_state_dict(state, strict=False, assign=assign)
         if lost := [*unexpected, *(set(missing) & set(self.state_dict()))]:
             raise RuntimeError(f"these weights do not fit: {sorted(lost)[:5]}")
 
 
-def layer_rates(head: nn.Module, body: nn.Module, layers: Sequence[nn.Module], learning_rate: float,
-                body_rate: float, decay: float) -> list[dict]:
+def layer_rates(
+    head: nn.Module,
+    body: nn.Module,
+    layers: Sequence[nn.Module],
+    learning_rate: float,
+    body_rate: float,
+    decay: float,
+) -> list[dict]:
     """Return an optimiser's parameter groups for fine-tuning: the lower a layer, the less it has to change.
 
     Parameters
@@ -118,12 +147,21 @@ def layer_rates(head: nn.Module, body: nn.Module, layers: Sequence[nn.Module], l
     ----------
     J. Howard, S. Ruder, "Universal language model fine-tuning for text classification", ACL 2018.
     """
-    groups, rate = [{"params": [*head.parameters()], "lr": learning_rate}], learning_rate * body_rate
+    groups, rate = (
+        [{"params": [*head.parameters()], "lr": learning_rate}],
+        learning_rate * body_rate,
+    )
     for layer in reversed(layers):
         groups.append({"params": [p for p in layer.parameters() if p.requires_grad], "lr": rate})
         rate *= decay
     known = {p for group in groups for p in group["params"]}
-    return [*groups, {"params": [p for p in body.parameters() if p.requires_grad and p not in known], "lr": rate}]
+    return [
+        *groups,
+        {
+            "params": [p for p in body.parameters() if p.requires_grad and p not in known],
+            "lr": rate,
+        },
+    ]
 
 
 def is_untrained(folder: Path) -> bool:
@@ -132,7 +170,9 @@ def is_untrained(folder: Path) -> bool:
 
 
 def _complete(folder: Path) -> bool:
-    return (folder / "config.json").is_file() and any(next(folder.glob(pattern), None) for pattern in WEIGHTS)
+    return (folder / "config.json").is_file() and any(
+        next(folder.glob(pattern), None) for pattern in WEIGHTS
+    )
 
 
 def _from_hub(name: str) -> Path:
@@ -144,15 +184,25 @@ def _from_hub(name: str) -> Path:
         if isinstance(known, str) and _complete(Path(known).parent):
             return Path(known).parent
         files = [Path(file.rfilename) for file in HfApi().model_info(name, timeout=20).siblings]
-        weights = next((p for p in WEIGHTS if any(file.match(p) and len(file.parts) == 1 for file in files)), WEIGHTS[0])
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.txt", weights], ignore_patterns=["*/*"]))
-    except Exception as error:  # of the hub's client or of its HTTP library, which changes with its version
+        weights = next(
+            (p for p in WEIGHTS if any(file.match(p) and len(file.parts) == 1 for file in files)),
+            WEIGHTS[0],
+        )
+        return Path(
+            snapshot_download(
+                name, allow_patterns=["*.json", "*.txt", weights], ignore_patterns=["*/*"]
+            )
+        )
+    except (
+        Exception
+    ) as error:  # of the hub's client or of its HTTP library, which changes with its version
         why = str(error).strip().partition("\n")[0][:200]
         raise WeightsMissing(
             f"the weights of {name} are not on this machine and could not be downloaded ({type(error).__name__}: {why}). Where "
             f"there is a network, put config.json, preprocessor_config.json (speech) or tokenizer.json and "
             f"tokenizer_config.json (text), and model.safetensors or pytorch_model.bin, from https://huggingface.co/{name}, "
-            f"into {paths.models() / name}, or set SER_MODELS to a folder that holds {name}/. Then run this again.") from None
+            f"into {paths.models() / name}, or set SER_MODELS to a folder that holds {name}/. Then run this again."
+        ) from None
 
 
 def _tiny(name: str) -> Path:
@@ -163,27 +213,57 @@ def _tiny(name: str) -> Path:
     if _complete(folder):
         return folder
     kind = name.removeprefix(TINY)
-    small = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
-    ear = small | {"conv_dim": (8,) * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4}
+    small = {
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    }
+    ear = small | {
+        "conv_dim": (8,) * 7,
+        "num_conv_pos_embeddings": 16,
+        "num_conv_pos_embedding_groups": 4,
+    }
     makers = {
         "wav2vec2": lambda: transformers.Wav2Vec2Model(transformers.Wav2Vec2Config(**ear)),
         "hubert": lambda: transformers.HubertModel(transformers.HubertConfig(**ear)),
-        "wavlm": lambda: transformers.WavLMModel(transformers.WavLMConfig(**ear, feat_extract_norm="layer",
-                                                                          do_stable_layer_norm=True)),
-        "whisper": lambda: transformers.WhisperModel(transformers.WhisperConfig(
-            vocab_size=99, d_model=32, encoder_layers=3, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
-            encoder_ffn_dim=64, decoder_ffn_dim=64, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
-            begin_suppress_tokens=None)),
+        "wavlm": lambda: transformers.WavLMModel(
+            transformers.WavLMConfig(**ear, feat_extract_norm="layer", do_stable_layer_norm=True)
+        ),
+        "whisper": lambda: transformers.WhisperModel(
+            transformers.WhisperConfig(
+                vocab_size=99,
+                d_model=32,
+                encoder_layers=3,
+                decoder_layers=1,
+                encoder_attention_heads=2,
+                decoder_attention_heads=2,
+                encoder_ffn_dim=64,
+                decoder_ffn_dim=64,
+                pad_token_id=0,
+                bos_token_id=1,
+                eos_token_id=2,
+                decoder_start_token_id=1,
+                begin_suppress_tokens=None,
+            )
+        ),
     }
     if kind not in makers:
         raise ValueError(f"there is no {name!r}: {', '.join(TINY + kind for kind in makers)}")
-    processor = transformers.WhisperFeatureExtractor() if kind == "whisper" else transformers.Wav2Vec2FeatureExtractor(
-        do_normalize=kind != "wavlm", return_attention_mask=kind == "wavlm")
+    processor = (
+        transformers.WhisperFeatureExtractor()
+        if kind == "whisper"
+        else transformers.Wav2Vec2FeatureExtractor(
+            do_normalize=kind != "wavlm", return_attention_mask=kind == "wavlm"
+        )
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = makers[kind]()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}.") as temporary:  # appears when it is complete
+    with tempfile.TemporaryDirectory(
+        dir=folder.parent, prefix=f".{name}."
+    ) as temporary:  # appears when it is complete
         made = Path(temporary) / name
         model.save_pretrained(made)
         processor.save_pretrained(made)

@@ -35,7 +35,9 @@ def publish(books: list[Notebook], outcomes: dict[str, dict], settings: Settings
     import nbformat
 
     aside = any(book.parameters["CORPUS"] != settings.corpus for book in books)
-    free = {"DEVICE", "CORPUS", "ALLOW_INCOMPLETE"} if aside else {"DEVICE"}  # what is to be seen in no result, or in its card
+    free = (
+        {"DEVICE", "CORPUS", "ALLOW_INCOMPLETE"} if aside else {"DEVICE"}
+    )  # what is to be seen in no result, or in its card
     ready, faults = {}, []
     for book in books:
         status = outcomes[book.name]["status"]
@@ -44,9 +46,11 @@ def publish(books: list[Notebook], outcomes: dict[str, dict], settings: Settings
         if status not in ("run", "fresh"):
             continue
         used = read_json(settings.stamp(book))["values"]
-        faults += [f"{book.name}: {name} was {used[name]!r}, its default is {default!r}"
-                   for name, default in json.loads(json.dumps(book.parameters)).items()
-                   if name not in free and used[name] != default]
+        faults += [
+            f"{book.name}: {name} was {used[name]!r}, its default is {default!r}"
+            for name, default in json.loads(json.dumps(book.parameters)).items()
+            if name not in free and used[name] != default
+        ]
         ready[book.path] = nbformat.read(book.path, 4)
         if not take_outputs(ready[book.path], nbformat.read(settings.executed(book), 4), settings):
             faults.append(f"{book.name}: its code is not the code that ran; run it again")
@@ -54,23 +58,40 @@ def publish(books: list[Notebook], outcomes: dict[str, dict], settings: Settings
         raise Refused("nothing was published, because of\n  " + "\n  ".join(faults))
     results = settings.project / "data/results" / settings.corpus / settings.policy_work.name
     record = with_earlier(read_json(settings.reports / "run.json"), read_json(results / "run.json"))
-    cards = with_earlier_cards(read_json(settings.policy_work / "cards.json"), read_json(results / "cards.json"))
+    cards = with_earlier_cards(
+        read_json(settings.policy_work / "cards.json"), read_json(results / "cards.json")
+    )
     # first what may refuse
     if aside:
-        rewrite_readme(settings.project / "README.md", {settings.corpus: results_lines(settings.policy_work / "results.csv")})
+        rewrite_readme(
+            settings.project / "README.md",
+            {settings.corpus: results_lines(settings.policy_work / "results.csv")},
+        )
     else:
-        publish_model(settings.policy_work / "models/average_small",
-                      settings.project / "data/models" / settings.policy_work.name)
-        rewrite_readme(settings.project / "README.md", readme_blocks(books, record["notebooks"], settings))
+        publish_model(
+            settings.policy_work / "models/average_small",
+            settings.project / "data/models" / settings.policy_work.name,
+        )
+        rewrite_readme(
+            settings.project / "README.md", readme_blocks(books, record["notebooks"], settings)
+        )
         for path, notebook in ready.items():
             write(path, nbformat.writes(notebook) + "\n")
-            mirror(settings.work / "figures", settings.project / "figures", f"{path.name[:2]}_*.png")
+            mirror(
+                settings.work / "figures", settings.project / "figures", f"{path.name[:2]}_*.png"
+            )
     for source, target in results_of(books, settings).items():
         write(settings.project / "data/results" / target, source.read_bytes())
     write(results / "run.json", json.dumps(record, indent=1))
-    known = {name: network for name, network in (read_json(results / "networks.json")
-                                                 | networks(settings.policy_work / "records")).items()
-             if any((folder / f"{name}.parquet").is_file() for folder in (results, results / "comparisons"))}
+    known = {
+        name: network
+        for name, network in (
+            read_json(results / "networks.json") | networks(settings.policy_work / "records")
+        ).items()
+        if any(
+            (folder / f"{name}.parquet").is_file() for folder in (results, results / "comparisons")
+        )
+    }
     write(results / "networks.json", json.dumps(known, indent=1, sort_keys=True) + "\n")
     if cards:
         write(results / "cards.json", json.dumps(cards, indent=1))
@@ -80,8 +101,12 @@ def with_earlier(record: dict, before: dict) -> dict:
     """Return a run's record, where notebooks that it did not run keep what was published of them, with its date and machine."""
     about = {name: before[name] for name in ("date", "device") if name in before}
     earlier = {name: about | entry for name, entry in before.get("notebooks", {}).items()}
-    return record | {"notebooks": {name: earlier.get(name, entry) if entry["status"] == "not run" else entry
-                                   for name, entry in record["notebooks"].items()}}
+    return record | {
+        "notebooks": {
+            name: earlier.get(name, entry) if entry["status"] == "not run" else entry
+            for name, entry in record["notebooks"].items()
+        }
+    }
 
 
 def with_earlier_cards(cards: list[dict], before: list[dict]) -> list[dict]:
@@ -106,8 +131,10 @@ def publish_model(source: Path, target: Path) -> None:
     files = [path for path in source.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files)
     if size > LARGEST_MODEL:
-        raise Refused(f"{source} has {size / 1e6:.1f} MB, at most {LARGEST_MODEL / 1e6:.0f} are published: take smaller "
-                      "members (SMALL in notebook 18)")
+        raise Refused(
+            f"{source} has {size / 1e6:.1f} MB, at most {LARGEST_MODEL / 1e6:.0f} are published: take smaller "
+            "members (SMALL in notebook 18)"
+        )
     if files:
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(source, target)
@@ -120,7 +147,9 @@ def results_of(books: list[Notebook], settings: Settings) -> dict[Path, Path]:
     a notebook has results of one.
     """
     found = {}
-    for path in (Path(path) for book in books for path in read_json(settings.stamp(book)).get("outputs", {})):
+    for path in (
+        Path(path) for book in books for path in read_json(settings.stamp(book)).get("outputs", {})
+    ):
         if path.is_relative_to(settings.work.parent):
             corpus, *place = path.relative_to(settings.work.parent).parts
             match place:
@@ -151,10 +180,16 @@ def networks(records: Path) -> dict[str, dict]:
                 settings = {k: v for k, v in record["settings"].items() if k != "search"}
                 chosen = first.get("setting", {})
                 settings |= {k: v for k, v in chosen.items() if k in settings}
-                settings["options"] = settings["options"] | {k: v for k, v in chosen.items() if k not in settings}
-                found[path.stem] = {"inputs": record["inputs"], "settings": settings, "parameters": first["parameters"],
-                                    "epochs": [len(step["notes"]["curves"]) for step in steps],
-                                    "clips": [len(step["fit"]) for step in steps]}
+                settings["options"] = settings["options"] | {
+                    k: v for k, v in chosen.items() if k not in settings
+                }
+                found[path.stem] = {
+                    "inputs": record["inputs"],
+                    "settings": settings,
+                    "parameters": first["parameters"],
+                    "epochs": [len(step["notes"]["curves"]) for step in steps],
+                    "clips": [len(step["fit"]) for step in steps],
+                }
     return found
 
 
@@ -162,11 +197,19 @@ def results_lines(path: Path) -> list[str]:
     """Return the results of results.csv as tables for README, one per variant."""
     lines = []
     for group in result_groups(path):
-        lines += [f"**{group['variant'].capitalize()}** (in %, NLL in nats)", "", "| model | " + " | ".join(
-                  heading for heading, _, _ in COLUMNS) + " |", "|---" + "|--:" * len(COLUMNS) + "|"]
+        lines += [
+            f"**{group['variant'].capitalize()}** (in %, NLL in nats)",
+            "",
+            "| model | " + " | ".join(heading for heading, _, _ in COLUMNS) + " |",
+            "|---" + "|--:" * len(COLUMNS) + "|",
+        ]
         for row in group["rows"]:
-            cells = [f"**{cell['text']}**" if cell["best"] else cell["text"] for cell in row["cells"]]
-            lines.append(f"| {row['model']}{' (pretrained)' if row['pretrained'] else ''} | {' | '.join(cells)} |")
+            cells = [
+                f"**{cell['text']}**" if cell["best"] else cell["text"] for cell in row["cells"]
+            ]
+            lines.append(
+                f"| {row['model']}{' (pretrained)' if row['pretrained'] else ''} | {' | '.join(cells)} |"
+            )
         lines += ["", *(f"<sub>{protocol}</sub>  " for protocol in group["protocols"]), ""]
     return lines
 
@@ -175,30 +218,44 @@ def comparison_lines(folder: Path) -> list[str]:
     """Return the runs that were made to be compared as a table for README."""
     from helpers.metrics import comparisons_table, read_predictions  # late: it takes seconds
 
-    lines = ["| run | variant | UAR (95 % interval) | what is left out is worth |", "|---|---|--:|--:|"]
+    lines = [
+        "| run | variant | UAR (95 % interval) | what is left out is worth |",
+        "|---|---|--:|--:|",
+    ]
     compared = read_predictions(folder / "comparisons")
     if not compared:
         return lines
     try:
-        table = comparisons_table(read_predictions(folder), compared, read_table(folder / "folds.csv", "folds"))
+        table = comparisons_table(
+            read_predictions(folder), compared, read_table(folder / "folds.csv", "folds")
+        )
     except ValueError as error:
         raise Refused(f"nothing was published: {error}") from None
     for row in (100 * table.set_index(["model", "variant"])).round(1).itertuples():
         known = math.isfinite(row.uar_low)  # no interval below eight speakers
         uar = f"{row.uar:.1f}" + f" [{row.uar_low:.1f}–{row.uar_high:.1f}]" * known
-        worth = (f"{row.difference:+.1f}" + f" [{row.low:+.1f}, {row.high:+.1f}]" * known) * math.isfinite(row.difference)
+        worth = (
+            f"{row.difference:+.1f}" + f" [{row.low:+.1f}, {row.high:+.1f}]" * known
+        ) * math.isfinite(row.difference)
         lines.append(f"| {row.Index[0]} | {row.Index[1]} | {uar} | {worth} |")
     return lines
 
 
 def fault_lines(path: Path) -> list[str]:
     """Return what faults are worth as a table for README."""
-    lines = ["| | would have been reported: UAR (95 % interval) | honest | inflation, points | what the audit names |",
-             "|---|--:|--:|--:|---|"]
+    lines = [
+        "| | would have been reported: UAR (95 % interval) | honest | inflation, points | what the audit names |",
+        "|---|--:|--:|--:|---|",
+    ]
     for row in read_table(path, "faults").itertuples():
         known = math.isfinite(row.uar_low)
-        uar = f"{100 * row.uar:.1f}" + f" [{100 * row.uar_low:.1f}–{100 * row.uar_high:.1f}]" * known
-        worth = f"{100 * row.difference:+.1f}" + f" [{100 * row.low:+.1f}, {100 * row.high:+.1f}]" * known
+        uar = (
+            f"{100 * row.uar:.1f}" + f" [{100 * row.uar_low:.1f}–{100 * row.uar_high:.1f}]" * known
+        )
+        worth = (
+            f"{100 * row.difference:+.1f}"
+            + f" [{100 * row.low:+.1f}, {100 * row.high:+.1f}]" * known
+        )
         lines.append(f"| {row.fault} | {uar} | {100 * row.honest:.1f} | {worth} | {row.audit} |")
     return lines
 
@@ -213,7 +270,9 @@ def take_outputs(notebook, executed, settings: Settings) -> bool:
     kernel = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
     notebook.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
     for cell in notebook.cells:
-        cell.metadata = {"tags": ["parameters"]} if "parameters" in cell.metadata.get("tags", []) else {}
+        cell.metadata = (
+            {"tags": ["parameters"]} if "parameters" in cell.metadata.get("tags", []) else {}
+        )
     for count, (cell, run_cell) in enumerate(zip(cells, done, strict=False), start=1):
         cell.execution_count, cell.outputs = count, []
         for output in run_cell.outputs:
@@ -229,9 +288,16 @@ def take_outputs(notebook, executed, settings: Settings) -> bool:
             elif output.output_type == "execute_result":
                 output.execution_count = count
             for kind, content in output.get("data", {}).items():
-                output.data[kind] = (without_places(content, settings) if kind.startswith("text/") else
-                                     in_few_colours(content) if kind == "image/png" else content)
-            if output.get("text") != "" and "application/vnd.jupyter.widget-view+json" not in output.get("data", {}):
+                output.data[kind] = (
+                    without_places(content, settings)
+                    if kind.startswith("text/")
+                    else in_few_colours(content)
+                    if kind == "image/png"
+                    else content
+                )
+            if output.get(
+                "text"
+            ) != "" and "application/vnd.jupyter.widget-view+json" not in output.get("data", {}):
                 cell.outputs.append(output)
     return [cell.source for cell in cells] == [cell.source for cell in done]
 
@@ -239,7 +305,9 @@ def take_outputs(notebook, executed, settings: Settings) -> bool:
 def in_few_colours(picture: str) -> str:
     """Return a PNG (base64) with a palette: 256 colours are enough for a figure, and take a third of the bytes."""
     with Image.open(io.BytesIO(base64.b64decode(picture))) as image:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
+        image = Image.alpha_composite(
+            Image.new("RGBA", image.size, "white"), image.convert("RGBA")
+        ).convert("RGB")
     target = io.BytesIO()
     image.quantize(256, dither=Image.Dither.NONE).save(target, "PNG", optimize=True)
     smaller = base64.b64encode(target.getvalue()).decode()
@@ -248,15 +316,22 @@ def in_few_colours(picture: str) -> str:
 
 def without_places(text: str, settings: Settings) -> str:
     """Replace the folders of this machine in a text by what a reader knows."""
-    places = {settings.work.parent: "SER_WORK", paths.data(): "SER_DATA", Path(sys.prefix): ".venv",
-              settings.project: ".", Path.home(): "~"}
+    places = {
+        settings.work.parent: "SER_WORK",
+        paths.data(): "SER_DATA",
+        Path(sys.prefix): ".venv",
+        settings.project: ".",
+        Path.home(): "~",
+    }
     for place in sorted(places.keys() - {Path("/")}, key=lambda place: -len(str(place))):
         text = text.replace(f"{place}/", "" if places[place] == "." else f"{places[place]}/")
         text = re.sub(rf"{re.escape(str(place))}\b", places[place], text)
     return re.sub(r"[\w/.~-]*/ipykernel_\d+/\d+\.py", "cell", text)
 
 
-def readme_blocks(books: list[Notebook], outcomes: dict[str, dict], settings: Settings) -> dict[str, list[str]]:
+def readme_blocks(
+    books: list[Notebook], outcomes: dict[str, dict], settings: Settings
+) -> dict[str, list[str]]:
     """Return what README says of the published run: the results and the cost, by the name of the marks they stand between.
 
     Results of other corpora than the run's own go into a block of their own.
@@ -268,9 +343,15 @@ def readme_blocks(books: list[Notebook], outcomes: dict[str, dict], settings: Se
         if outcome["status"] == "skipped":
             figures = "skipped | –"
         cost.append(f"| [{book.title}](notebooks/{book.path.name}) | {figures} |")
-    cost += ["", f"The longest run of each, on: {device_name(settings.device)}. With its folds stored, a run takes seconds."]
-    blocks = {"results": results_lines(settings.policy_work / "results.csv"),
-              "comparisons": comparison_lines(settings.policy_work), "cost": cost}
+    cost += [
+        "",
+        f"The longest run of each, on: {device_name(settings.device)}. With its folds stored, a run takes seconds.",
+    ]
+    blocks = {
+        "results": results_lines(settings.policy_work / "results.csv"),
+        "comparisons": comparison_lines(settings.policy_work),
+        "cost": cost,
+    }
     for path, target in results_of(books, settings).items():
         if target.name == "results.csv" and target.parts[0] != settings.corpus:
             blocks[target.parts[0]] = results_lines(path)
@@ -286,21 +367,30 @@ def rewrite_readme(readme: Path, blocks: dict[str, list[str]]) -> None:
         before, begin, rest = text.partition(f"<!-- {block}:begin -->\n")
         _, end, after = rest.partition(f"<!-- {block}:end -->")
         if not end:
-            raise Refused(f"{readme} has no lines <!-- {block}:begin --> and <!-- {block}:end -->; put them where the "
-                          "table shall stand.")
+            raise Refused(
+                f"{readme} has no lines <!-- {block}:begin --> and <!-- {block}:end -->; put them where the "
+                "table shall stand."
+            )
         text = before + begin + "\n".join([*lines, ""]) + end + after
     write(readme, text)
 
 
 def badges(project: Path, check: bool = False) -> list[str]:
     """Write the repository's address of pyproject.toml into badges and bootstrap cells; returns what differed."""
-    url = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
+    url = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+        "urls"
+    ]["Repository"]
     url, differing = url.rstrip("/").removesuffix(".git"), []
     for path in [*sorted((project / "notebooks").glob("*.ipynb")), project / "README.md"]:
         before = path.read_text(encoding="utf-8")
-        own = path.name if path.suffix == ".ipynb" else r"\g<1>"  # a badge opens the notebook that it stands in
-        after = re.sub(r"(?<=colab\.research\.google\.com/github/)[\w.-]+/[\w.-]+/blob/main/notebooks/([\w-]+\.ipynb)",
-                       rf"{'/'.join(url.split('/')[-2:])}/blob/main/notebooks/{own}", before)
+        own = (
+            path.name if path.suffix == ".ipynb" else r"\g<1>"
+        )  # a badge opens the notebook that it stands in
+        after = re.sub(
+            r"(?<=colab\.research\.google\.com/github/)[\w.-]+/[\w.-]+/blob/main/notebooks/([\w-]+\.ipynb)",
+            rf"{'/'.join(url.split('/')[-2:])}/blob/main/notebooks/{own}",
+            before,
+        )
         after = re.sub(r'(REPOSITORY = \\?")[^"\\]*', rf"\g<1>{url}", after)
         if after != before:
             differing.append(path.name)

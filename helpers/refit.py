@@ -31,9 +31,19 @@ from helpers.training import Network, Trainer
 from helpers.trees import from_estimator
 
 
-def hand_on(stem: str, model: Classical | Network, arrays: dict[str, np.ndarray], utterance_ids: pd.Series, folds: pd.DataFrame,
-            inputs: Input, corpus: str, policy: str, seed: int = 0, records: str = "",
-            copies: dict[str, np.ndarray] | None = None) -> artifacts.Artifact:
+def hand_on(
+    stem: str,
+    model: Classical | Network,
+    arrays: dict[str, np.ndarray],
+    utterance_ids: pd.Series,
+    folds: pd.DataFrame,
+    inputs: Input,
+    corpus: str,
+    policy: str,
+    seed: int = 0,
+    records: str = "",
+    copies: dict[str, np.ndarray] | None = None,
+) -> artifacts.Artifact:
     """Refit a model on all speakers and save it as ``SER_WORK/<corpus>/<policy>/models/<stem>``, with its protocol cards.
 
     Call it when predictions and run records of the model are written. An artefact that was made of the same recipe, data and
@@ -65,14 +75,31 @@ def hand_on(stem: str, model: Classical | Network, arrays: dict[str, np.ndarray]
         The model, loaded again from what was saved.
     """
     folder = paths.work(corpus, policy)
-    recorded = {record["variant"]: record for record in read_records(folder / f"records/{records or stem}.json")}
+    recorded = {
+        record["variant"]: record
+        for record in read_records(folder / f"records/{records or stem}.json")
+    }
     predictions = tables.read_table(folder / f"predictions/{stem}.parquet", "predictions")
     emotions = emotion_order(folds["emotion"])
     once = folds.drop_duplicates("utterance_id").set_index("utterance_id").reindex(utterance_ids)
-    classes, speakers = once["emotion"].map(emotions.index).to_numpy(copy=True), once["speaker"].to_numpy(str)
+    classes, speakers = (
+        once["emotion"].map(emotions.index).to_numpy(copy=True),
+        once["speaker"].to_numpy(str),
+    )
     copies = copies or {}
-    recipe = recipe_hash(model.recipe(), arrays, copies, classes, speakers, [record["folds"] for record in recorded.values()],
-                         predictions, asdict(inputs), seed, code(refit), code(hand_on))
+    recipe = recipe_hash(
+        model.recipe(),
+        arrays,
+        copies,
+        classes,
+        speakers,
+        [record["folds"] for record in recorded.values()],
+        predictions,
+        asdict(inputs),
+        seed,
+        code(refit),
+        code(hand_on),
+    )
     target = folder / "models" / stem
     if (made := artifacts.made_of(target, recipe)) is not None:
         return made
@@ -81,25 +108,48 @@ def hand_on(stem: str, model: Classical | Network, arrays: dict[str, np.ndarray]
         return Part(values, classes, speakers, utterance_ids.to_numpy(str), changed)
 
     known = {variant: everything(values, copies.get(variant)) for variant, values in arrays.items()}
-    parts = {variant: refit(model, recorded[variant], part, len(emotions), seed) for variant, part in known.items()}
-    embedded = isinstance(model, Network) and "speaker-normalised" in recorded.keys() - arrays.keys()
+    parts = {
+        variant: refit(model, recorded[variant], part, len(emotions), seed)
+        for variant, part in known.items()
+    }
+    embedded = (
+        isinstance(model, Network) and "speaker-normalised" in recorded.keys() - arrays.keys()
+    )
     values = arrays["inductive"]
     if embedded:
         running = parts["inductive"].predictor(len(emotions))
-        values = np.concatenate([running.embed(batch) for batch in np.array_split(values, -(-len(values) // 64))])
+        values = np.concatenate(
+            [running.embed(batch) for batch in np.array_split(values, -(-len(values) // 64))]
+        )
         normalised = everything(normalise_by_speaker(values, speakers))
-        parts["speaker-normalised"] = refit(linear_head(stem), recorded["speaker-normalised"], normalised, len(emotions), seed)
+        parts["speaker-normalised"] = refit(
+            linear_head(stem), recorded["speaker-normalised"], normalised, len(emotions), seed
+        )
     usual, farthest = artifacts.usual_speaker(values, speakers) if values.ndim == 2 else ({}, 1.0)
     results = metrics.results_table({stem: predictions}, folds, f"{corpus}, {policy}, seed {seed}")
     results = results[results["model"] == stem]
-    about = {"model": stem, "corpus": corpus, "policy": policy, "emotions": emotions, "licence": corpora.get(corpus).licence,
-             "protocol": protocol.cards(results, folds, folder, corpus, policy), "recipe": recipe,
-             "traits": usual_traits(tables.read_table(paths.work(corpus) / "utterances.parquet", "utterances"), utterance_ids)}
-    artifacts.save(target, parts, inputs, about, usual, "embeddings" if embedded else "inputs", farthest)
+    about = {
+        "model": stem,
+        "corpus": corpus,
+        "policy": policy,
+        "emotions": emotions,
+        "licence": corpora.get(corpus).licence,
+        "protocol": protocol.cards(results, folds, folder, corpus, policy),
+        "recipe": recipe,
+        "traits": usual_traits(
+            tables.read_table(paths.work(corpus) / "utterances.parquet", "utterances"),
+            utterance_ids,
+        ),
+    }
+    artifacts.save(
+        target, parts, inputs, about, usual, "embeddings" if embedded else "inputs", farthest
+    )
     return artifacts.made_of(target, recipe)
 
 
-def read_clips(utterances: pd.DataFrame, inputs: Input, n_jobs: int = -1, speed: float = 1.0) -> np.ndarray:
+def read_clips(
+    utterances: pd.DataFrame, inputs: Input, n_jobs: int = -1, speed: float = 1.0
+) -> np.ndarray:
     """Return what a model reads of each utterance, from the audio itself; what was read before is not read again.
 
     Use it for inputs that no notebook has made a table of, e.g. ``levelled`` ones.
@@ -119,17 +169,29 @@ def read_clips(utterances: pd.DataFrame, inputs: Input, n_jobs: int = -1, speed:
     -------
     np.ndarray [shape=(n_utterances, ...)]
     """
+
     def compute() -> dict[str, np.ndarray]:
         jobs = ((u.path, u.start_s, u.end_s, inputs, speed) for u in utterances.itertuples())
         return {"inputs": np.stack(list(over_clips(_described, jobs, n_jobs, inputs.kind)))}
 
-    recipe = recipe_hash(utterances["audio_hash"].tolist(), asdict(inputs), code_with_parts(audio.levelled),
-                         code_with_parts(Input.represent), speed, code(augment.played))
+    recipe = recipe_hash(
+        utterances["audio_hash"].tolist(),
+        asdict(inputs),
+        code_with_parts(audio.levelled),
+        code_with_parts(Input.represent),
+        speed,
+        code(augment.played),
+    )
     return fetch("inputs", recipe, compute)["inputs"]
 
 
-def read_voices(utterances: pd.DataFrame, inputs: Input, speeds: list[float], variants: Iterable[str],
-                n_jobs: int = -1) -> dict[str, np.ndarray]:
+def read_voices(
+    utterances: pd.DataFrame,
+    inputs: Input,
+    speeds: list[float],
+    variants: Iterable[str],
+    n_jobs: int = -1,
+) -> dict[str, np.ndarray]:
     """Return what a model reads of each utterance when it is played at other speeds: more voices to learn from.
 
     Give it to ``experiment.cross_validate`` and :func:`hand_on` as copies.
@@ -154,12 +216,28 @@ def read_voices(utterances: pd.DataFrame, inputs: Input, speeds: list[float], va
     """
     speakers = utterances["speaker"].to_numpy(str)
     played = [read_clips(utterances, inputs, n_jobs, speed) for speed in speeds]
-    own = {"inductive": lambda values: values, "speaker-normalised": lambda values: normalise_by_speaker(values, speakers)}
-    return {variant: np.stack([own[variant](values) for values in played], axis=1) for variant in variants} if played else {}
+    own = {
+        "inductive": lambda values: values,
+        "speaker-normalised": lambda values: normalise_by_speaker(values, speakers),
+    }
+    return (
+        {
+            variant: np.stack([own[variant](values) for values in played], axis=1)
+            for variant in variants
+        }
+        if played
+        else {}
+    )
 
 
-def hand_on_average(stem: str, weights: dict[str, dict[str, float]], temperature: dict[str, float], cards: list[dict],
-                    corpus: str, policy: str) -> artifacts.Average:
+def hand_on_average(
+    stem: str,
+    weights: dict[str, dict[str, float]],
+    temperature: dict[str, float],
+    cards: list[dict],
+    corpus: str,
+    policy: str,
+) -> artifacts.Average:
     """Save an average of models that were handed on, as ``SER_WORK/<corpus>/<policy>/models/<stem>``.
 
     Parameters
@@ -179,19 +257,36 @@ def hand_on_average(stem: str, weights: dict[str, dict[str, float]], temperature
         The average, loaded again from what was saved.
     """
     folder = paths.work(corpus, policy) / "models"
-    members = {name: folder / name for name in dict.fromkeys(name for own in weights.values() for name in own)}
-    recipe = recipe_hash(weights, temperature, cards, [(place / "card.json").read_bytes() for place in members.values()],
-                         code(hand_on_average))
+    members = {
+        name: folder / name
+        for name in dict.fromkeys(name for own in weights.values() for name in own)
+    }
+    recipe = recipe_hash(
+        weights,
+        temperature,
+        cards,
+        [(place / "card.json").read_bytes() for place in members.values()],
+        code(hand_on_average),
+    )
     if (made := artifacts.made_of(folder / stem, recipe)) is None:
         first = artifacts.load(next(iter(members.values()))).card
-        about = {name: first[name] for name in ("corpus", "policy", "emotions", "licence", "traits")}
-        artifacts.save_average(folder / stem, members, weights, temperature,
-                               about | {"model": stem, "protocol": cards, "recipe": recipe})
+        about = {
+            name: first[name] for name in ("corpus", "policy", "emotions", "licence", "traits")
+        }
+        artifacts.save_average(
+            folder / stem,
+            members,
+            weights,
+            temperature,
+            about | {"model": stem, "protocol": cards, "recipe": recipe},
+        )
         made = artifacts.made_of(folder / stem, recipe)
     return made
 
 
-def refit(model: Classical | Network, record: dict, everything: Part, n_classes: int, seed: int = 0) -> PartOfArtifact:
+def refit(
+    model: Classical | Network, record: dict, everything: Part, n_classes: int, seed: int = 0
+) -> PartOfArtifact:
     """Train the one model that is handed on: on all speakers, with the settings that cross-validation froze.
 
     Nothing is chosen here: a setting is the one that most folds chose (of drawn numbers, the median), and a network stops after
@@ -213,15 +308,25 @@ def refit(model: Classical | Network, record: dict, everything: Part, n_classes:
     setting = _frozen([note.get("setting", {}) for note in notes])
     if isinstance(model, Classical):
         names = {name.split("__")[-1]: name for name in model.grid}
-        estimator = clone(model.estimator).set_params(**{names[name]: value for name, value in setting.items()})
+        estimator = clone(model.estimator).set_params(
+            **{names[name]: value for name, value in setting.items()}
+        )
         return part_of(fit_seeded(estimator, everything, seed), n_classes)
-    own = {name: value for name, value in setting.items() if name in {f.name for f in fields(model)}}
+    own = {
+        name: value for name, value in setting.items() if name in {f.name for f in fields(model)}
+    }
     options = model.options | {name: value for name, value in setting.items() if name not in own}
     network = replace(model, **own, options=options, trials=0, search={})
     trainer = Trainer(network, everything.with_copies(), everything, n_classes, seed)
     trainer.resume()
     last = round(float(np.median([note["best_epoch"] for note in notes])))
-    with tqdm(total=last, initial=trainer.epoch, desc=f"{model.name}, all speakers", unit="epoch", mininterval=5) as bar:
+    with tqdm(
+        total=last,
+        initial=trainer.epoch,
+        desc=f"{model.name}, all speakers",
+        unit="epoch",
+        mininterval=5,
+    ) as bar:
         while trainer.epoch < last:
             if hasattr(trainer.bare_net(), "begin_epoch"):
                 trainer.bare_net().begin_epoch(trainer.epoch / network.epochs)
@@ -230,7 +335,9 @@ def refit(model: Classical | Network, record: dict, everything: Part, n_classes:
             trainer.save()
             bar.update()
     weights = {name: value.cpu().numpy() for name, value in trainer.bare_net().state_dict().items()}
-    options = {name: value for name, value in network.options.items() if name != "pretrained"}  # the weights are here now
+    options = {
+        name: value for name, value in network.options.items() if name != "pretrained"
+    }  # the weights are here now
     return NetworkPart(network.build.__name__, options, everything.inputs.shape[1:], weights)
 
 
@@ -248,7 +355,9 @@ def part_of(estimator: BaseEstimator, n_classes: int) -> PartOfArtifact:
         return linear
     last = _steps(estimator)[-1]
     if hasattr(last, "_optimizer"):
-        last = copy.copy(last)  # of the MLP: of no use once it is fitted, and of a type that nobody vetted
+        last = copy.copy(
+            last
+        )  # of the MLP: of no use once it is fitted, and of a type that nobody vetted
         del last._optimizer
         estimator = Pipeline([*estimator.steps[:-1], (estimator.steps[-1][0], last)])
     try:
@@ -270,15 +379,31 @@ def _linear(estimator: BaseEstimator, n_classes: int) -> LinearPart | None:
             return None
         sharpness, estimator = float(calibrated.calibrators[0].beta_), calibrated.estimator
     *before, last = _steps(estimator)
-    if not (isinstance(last, (LogisticRegression, LinearDiscriminantAnalysis)) and len(last.classes_) > 2 and len(before) <= 1
-            and all(type(step) in (StandardScaler, ClippedScaler) and step.with_mean and step.with_std for step in before)):
+    if not (
+        isinstance(last, (LogisticRegression, LinearDiscriminantAnalysis))
+        and len(last.classes_) > 2
+        and len(before) <= 1
+        and all(
+            type(step) in (StandardScaler, ClippedScaler) and step.with_mean and step.with_std
+            for step in before
+        )
+    ):
         return None
     n = last.n_features_in_
     weights, bias = np.zeros((n_classes, n)), np.full(n_classes, -np.inf)
-    weights[last.classes_], bias[last.classes_] = sharpness * last.coef_, sharpness * last.intercept_
+    weights[last.classes_], bias[last.classes_] = (
+        sharpness * last.coef_,
+        sharpness * last.intercept_,
+    )
     if not before:
         return LinearPart(np.zeros(n), np.ones(n), weights, bias)
-    return LinearPart(before[0].mean_, before[0].scale_, weights, bias, np.array(getattr(before[0], "limit", np.inf)))
+    return LinearPart(
+        before[0].mean_,
+        before[0].scale_,
+        weights,
+        bias,
+        np.array(getattr(before[0], "limit", np.inf)),
+    )
 
 
 def usual_traits(utterances: pd.DataFrame, utterance_ids: pd.Series) -> dict[str, list[float]]:
@@ -298,11 +423,15 @@ def usual_traits(utterances: pd.DataFrame, utterance_ids: pd.Series) -> dict[str
         table = pd.DataFrame(over_clips(_described, jobs, progress="recordings"))
         return {name: np.percentile(values, [1, 99]) for name, values in table.items()}
 
-    stored = fetch("traits", recipe_hash(rows["audio_hash"].tolist(), code_with_parts(audio.traits)), compute)
+    stored = fetch(
+        "traits", recipe_hash(rows["audio_hash"].tolist(), code_with_parts(audio.traits)), compute
+    )
     return {name: bounds.tolist() for name, bounds in stored.items()}
 
 
-def _described(path: str, start_s: float, end_s: float, describe: Callable, speed: float = 1) -> np.ndarray | dict[str, float]:
+def _described(
+    path: str, start_s: float, end_s: float, describe: Callable, speed: float = 1
+) -> np.ndarray | dict[str, float]:
     return describe(augment.played(audio.load(path, start_s, end_s), speed))
 
 

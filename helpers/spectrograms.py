@@ -51,12 +51,16 @@ def mel_image(signal: np.ndarray, front_end: FrontEnd = IMAGE, trim: bool = True
     return np.clip(np.round(1 + (level.T[::-1] - DB_MIN) / DB_STEP), 1, 255).astype(np.uint8)
 
 
-def padded_image(signal: np.ndarray, n_frames: int, front_end: FrontEnd = IMAGE, trim: bool = True) -> np.ndarray:
+def padded_image(
+    signal: np.ndarray, n_frames: int, front_end: FrontEnd = IMAGE, trim: bool = True
+) -> np.ndarray:
     """Turn a signal into what :func:`read_images` makes of its image: :func:`mel_image`, padded or cut to one width."""
     return _padded(mel_image(signal, front_end, trim), n_frames)
 
 
-def write_images(utterances: pd.DataFrame, folder: Path, front_end: FrontEnd = IMAGE, n_jobs: int = -1) -> pd.DataFrame:
+def write_images(
+    utterances: pd.DataFrame, folder: Path, front_end: FrontEnd = IMAGE, n_jobs: int = -1
+) -> pd.DataFrame:
     """Write every utterance's image, in parallel; an image made with the same recipe is left as it is.
 
     Parameters
@@ -74,17 +78,36 @@ def write_images(utterances: pd.DataFrame, folder: Path, front_end: FrontEnd = I
     from helpers.tables import note_output  # late: who only reads a signal does not need tables
 
     recipe = recipe_hash(asdict(front_end), code_with_parts(mel_image), code_with_parts(audio.load))
-    names = [f"{u.emotion_native}/{u.utterance_id.split('/', 1)[1]}.png" for u in utterances.itertuples()]
-    jobs = ((u.path, u.start_s, u.end_s, Path(folder) / name, recipe_hash(u.audio_hash, recipe), front_end)
-            for u, name in zip(utterances.itertuples(), names, strict=True))
+    names = [
+        f"{u.emotion_native}/{u.utterance_id.split('/', 1)[1]}.png" for u in utterances.itertuples()
+    ]
+    jobs = (
+        (
+            u.path,
+            u.start_s,
+            u.end_s,
+            Path(folder) / name,
+            recipe_hash(u.audio_hash, recipe),
+            front_end,
+        )
+        for u, name in zip(utterances.itertuples(), names, strict=True)
+    )
     widths = list(over_clips(_write_image, jobs, n_jobs, "images", len(names)))
-    lost = [name for name in names if not (Path(folder) / name).is_file()] if os.environ.get("SER_CLUSTER") else []
+    lost = (
+        [name for name in names if not (Path(folder) / name).is_file()]
+        if os.environ.get("SER_CLUSTER")
+        else []
+    )
     if lost:
-        raise FileNotFoundError(f"{len(lost)} of {len(names)} images were written, and are not in {folder}, e.g. {lost[:3]}: "
-                                "the machines of SER_CLUSTER have to share that folder; set SER_WORK to one that they share")
+        raise FileNotFoundError(
+            f"{len(lost)} of {len(names)} images were written, and are not in {folder}, e.g. {lost[:3]}: "
+            "the machines of SER_CLUSTER have to share that folder; set SER_WORK to one that they share"
+        )
     for name in names:
         note_output(Path(folder) / name)
-    return pd.DataFrame({"utterance_id": utterances["utterance_id"].to_numpy(), "image": names, "n_frames": widths})
+    return pd.DataFrame(
+        {"utterance_id": utterances["utterance_id"].to_numpy(), "image": names, "n_frames": widths}
+    )
 
 
 def read_images(images: pd.DataFrame, folder: Path, n_frames: int) -> np.ndarray:
@@ -107,7 +130,11 @@ def read_images(images: pd.DataFrame, folder: Path, n_frames: int) -> np.ndarray
         If an image has another number of bands than the first, is missing or damaged.
     """
     files = [Path(folder) / name for name in images["image"]]
-    key = recipe_hash([str(file) for file in files], [file.stat().st_mtime_ns for file in files if file.is_file()], n_frames)
+    key = recipe_hash(
+        [str(file) for file in files],
+        [file.stat().st_mtime_ns for file in files if file.is_file()],
+        n_frames,
+    )
     return stacked("images", key, _pixels(files, n_frames), len(files))
 
 
@@ -122,8 +149,10 @@ def _pixels(files: list[Path], n_frames: int) -> Iterator[np.ndarray]:
             raise ValueError(f"{path} can't be read ({error}): run notebook 04 again") from None
         n_bands = n_bands or len(pixels)
         if len(pixels) != n_bands:
-            raise ValueError(f"{path} has {len(pixels)} bands, the others {n_bands}: "
-                             "run notebook 04 again, it writes them all alike")
+            raise ValueError(
+                f"{path} has {len(pixels)} bands, the others {n_bands}: "
+                "run notebook 04 again, it writes them all alike"
+            )
         yield _padded(pixels, n_frames)
 
 
@@ -140,8 +169,15 @@ def _write_image(path, start_s, end_s, target: Path, recipe: str, front_end: Fro
                 return file.width
     except (FileNotFoundError, SyntaxError, OSError):
         pass
-    image = Image.fromarray(mel_image(audio.load(path, start_s, end_s, front_end.sampling_rate), front_end))
+    image = Image.fromarray(
+        mel_image(audio.load(path, start_s, end_s, front_end.sampling_rate), front_end)
+    )
     note = PngImagePlugin.PngInfo()
     note.add_text("recipe", recipe)
-    write_atomically(target, lambda handle: image.save(handle, "PNG", compress_level=1, compress_type=zlib.Z_RLE, pnginfo=note))
+    write_atomically(
+        target,
+        lambda handle: image.save(
+            handle, "PNG", compress_level=1, compress_type=zlib.Z_RLE, pnginfo=note
+        ),
+    )
     return image.width

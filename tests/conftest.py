@@ -66,22 +66,33 @@ def emodb_root() -> Path:
     return real_corpus("emodb")
 
 
-def harmonic_tone(hertz: float, seconds: float = 1.0, level: float = 0.3, rate: int = RATE) -> np.ndarray:
+def harmonic_tone(
+    hertz: float, seconds: float = 1.0, level: float = 0.3, rate: int = RATE
+) -> np.ndarray:
     """A voice-like tone: harmonics up to 4 kHz that fall by 6 dB per octave."""
     time = np.arange(round(seconds * rate)) / rate
-    wave = sum(np.sin(2 * np.pi * k * hertz * time) / k for k in range(1, int(min(4000, 0.45 * rate) / hertz) + 1))
+    wave = sum(
+        np.sin(2 * np.pi * k * hertz * time) / k
+        for k in range(1, int(min(4000, 0.45 * rate) / hertz) + 1)
+    )
     return (level * wave / np.abs(wave).max()).astype(np.float32)
 
 
 def noise(seconds: float = 1.0, level: float = 0.1, seed: int = 0, rate: int = RATE) -> np.ndarray:
-    return (level * np.random.default_rng(seed).standard_normal(round(seconds * rate))).clip(-0.99, 0.99).astype(np.float32)
+    return (
+        (level * np.random.default_rng(seed).standard_normal(round(seconds * rate)))
+        .clip(-0.99, 0.99)
+        .astype(np.float32)
+    )
 
 
 def write_audio(path: Path, signal: np.ndarray | None = None, rate: int = RATE, **options) -> Path:
     """Write a signal (by default half a second of a tone that is different for every name)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if signal is None:
-        signal = harmonic_tone(100 + sum(path.name.encode()) % 150, 0.5) + noise(0.5, 0.01, sum(path.as_posix().encode()))
+        signal = harmonic_tone(100 + sum(path.name.encode()) % 150, 0.5) + noise(
+            0.5, 0.01, sum(path.as_posix().encode())
+        )
     soundfile.write(path, signal, rate, **options)
     return path
 
@@ -89,29 +100,68 @@ def write_audio(path: Path, signal: np.ndarray | None = None, rate: int = RATE, 
 def clips(**signals: np.ndarray | Path) -> pd.DataFrame:
     """Rows for ``measure_all``, ``functionals_table`` and ``write_images``; the name of a clip is its hash."""
     names = list(signals)
-    return pd.DataFrame({"utterance_id": [f"toy/{n}" for n in names], "path": [str(signals[n]) for n in names],
-                         "start_s": np.nan, "end_s": np.nan, "audio_hash": names, "emotion_native": "neutral"})
+    return pd.DataFrame(
+        {
+            "utterance_id": [f"toy/{n}" for n in names],
+            "path": [str(signals[n]) for n in names],
+            "start_s": np.nan,
+            "end_s": np.nan,
+            "audio_hash": names,
+            "emotion_native": "neutral",
+        }
+    )
 
 
-def make_utterances(n_speakers: int = 10, per_emotion: int = 3, emotions=EMOTIONS, per_group: int = 1,
-                    women: int | None = None) -> pd.DataFrame:
+def make_utterances(
+    n_speakers: int = 10,
+    per_emotion: int = 3,
+    emotions=EMOTIONS,
+    per_group: int = 1,
+    women: int | None = None,
+) -> pd.DataFrame:
     """A balanced table of utterances: every speaker says every sentence in every emotion."""
     women = n_speakers // 2 if women is None else women
-    rows = [{"utterance_id": f"toy/s{s:02d}_{emotion}_{i}", "path": "", "start_s": np.nan, "end_s": np.nan,
-             "speaker": f"s{s:02d}", "sex": "female" if s < women else "male", "group": f"g{s // per_group:02d}",
-             "sentence": f"sentence {i}", "text": "", "dialogue": "", "turn": np.nan,
-             "emotion_native": emotion, "emotion": emotion, "intensity": "",
-             "valence": np.nan, "arousal": np.nan, "dominance": np.nan, "duration_s": 1.0,
-             "audio_hash": f"hash{s}{emotion}{i}", "quality": "ok"}
-            for s in range(n_speakers) for emotion in emotions for i in range(per_emotion)]
+    rows = [
+        {
+            "utterance_id": f"toy/s{s:02d}_{emotion}_{i}",
+            "path": "",
+            "start_s": np.nan,
+            "end_s": np.nan,
+            "speaker": f"s{s:02d}",
+            "sex": "female" if s < women else "male",
+            "group": f"g{s // per_group:02d}",
+            "sentence": f"sentence {i}",
+            "text": "",
+            "dialogue": "",
+            "turn": np.nan,
+            "emotion_native": emotion,
+            "emotion": emotion,
+            "intensity": "",
+            "valence": np.nan,
+            "arousal": np.nan,
+            "dominance": np.nan,
+            "duration_s": 1.0,
+            "audio_hash": f"hash{s}{emotion}{i}",
+            "quality": "ok",
+        }
+        for s in range(n_speakers)
+        for emotion in emotions
+        for i in range(per_emotion)
+    ]
     table = pd.DataFrame(rows)
     return table.assign(group=table["speaker"]) if per_group == 1 else table
 
 
-def make_features(utterances: pd.DataFrame, n_features: int = 12, strength: float = 1.0, seed: int = 0) -> np.ndarray:
+def make_features(
+    utterances: pd.DataFrame, n_features: int = 12, strength: float = 1.0, seed: int = 0
+) -> np.ndarray:
     """Noise in which each emotion has a direction of its own."""
     rng = np.random.default_rng(seed)
-    codes = utterances["emotion"].map({e: i for i, e in enumerate(sorted(set(utterances["emotion"])))}).to_numpy()
+    codes = (
+        utterances["emotion"]
+        .map({e: i for i, e in enumerate(sorted(set(utterances["emotion"])))})
+        .to_numpy()
+    )
     centres = strength * rng.standard_normal((codes.max() + 1, n_features))
     return (5 + centres[codes] + rng.standard_normal((len(codes), n_features))).astype(np.float32)
 
@@ -132,7 +182,9 @@ def interrupt_training(monkeypatch, net, given: tuple, epochs: int) -> None:
         net.fit_predict(*given)
 
 
-def make_predictions(folds: pd.DataFrame, skill: float = 2.0, seed: int = 0, variant: str = "inductive") -> pd.DataFrame:
+def make_predictions(
+    folds: pd.DataFrame, skill: float = 2.0, seed: int = 0, variant: str = "inductive"
+) -> pd.DataFrame:
     """A predictions table: random logits, to which the truth's gets `skill` added."""
     rng = np.random.default_rng(seed)
     rows = folds[folds["role"] != "train"].reset_index(drop=True)
@@ -140,5 +192,11 @@ def make_predictions(folds: pd.DataFrame, skill: float = 2.0, seed: int = 0, var
     logits = rng.standard_normal((len(rows), len(emotions)))
     logits += skill * (rows["emotion"].to_numpy(str)[:, None] == np.array(emotions))
     values = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    table = rows.rename(columns={"emotion": "truth"}).drop(columns="speaker").assign(variant=variant, pretrained=False)
-    return table.assign(**{f"p_{e}": values[:, i].astype(np.float32) for i, e in enumerate(emotions)})
+    table = (
+        rows.rename(columns={"emotion": "truth"})
+        .drop(columns="speaker")
+        .assign(variant=variant, pretrained=False)
+    )
+    return table.assign(
+        **{f"p_{e}": values[:, i].astype(np.float32) for i, e in enumerate(emotions)}
+    )

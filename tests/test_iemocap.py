@@ -13,8 +13,18 @@ import soundfile
 from helpers import audio, corpora, iemocap, paths
 
 DEMO = paths.PROJECT / "data/demo"
-WORDS = {"Neutral": "neu", "Anger": "ang", "Sadness": "sad", "Happiness": "hap", "Excited": "exc", "Frustration": "fru",
-         "Surprise": "sur", "Fear": "fea", "Disgust": "dis", "Other": "oth"}
+WORDS = {
+    "Neutral": "neu",
+    "Anger": "ang",
+    "Sadness": "sad",
+    "Happiness": "hap",
+    "Excited": "exc",
+    "Frustration": "fru",
+    "Surprise": "sur",
+    "Fear": "fea",
+    "Disgust": "dis",
+    "Other": "oth",
+}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +48,9 @@ def blocks() -> list[tuple[str, str, list[float], str]]:
         for block in re.split(r"\n\s*\n", path.read_text())[1:]:
             if block.strip():
                 _, name, label, numbers = block.splitlines()[0].split("\t")
-                found.append((name, label, [float(x) for x in numbers.strip("[]").split(",")], block))
+                found.append(
+                    (name, label, [float(x) for x in numbers.strip("[]").split(",")], block)
+                )
     return found
 
 
@@ -49,27 +61,49 @@ def test_every_turn_is_read_once(table):
 
 def test_label_is_the_majority_of_outside_votes(table):
     for name, _, _, block in blocks():
-        votes = [re.findall(r"[A-Z]\w+", line.split("\t")[1]) for line in block.splitlines() if line.startswith("C-E")]
+        votes = [
+            re.findall(r"[A-Z]\w+", line.split("\t")[1])
+            for line in block.splitlines()
+            if line.startswith("C-E")
+        ]
         counts = Counter(WORDS[word] for vote in votes for word in vote)
         best = [word for word, n in counts.items() if n == max(counts.values())]
         expected = best[0] if len(best) == 1 and counts[best[0]] * 2 > len(votes) else "xxx"
-        assert table.loc[name, "emotion_native"] == iemocap.NATIVE[expected], f"{name}: {dict(counts)}"
+        assert table.loc[name, "emotion_native"] == iemocap.NATIVE[expected], (
+            f"{name}: {dict(counts)}"
+        )
 
 
 def test_attributes_are_the_means_of_outside_scores(table):
     for name, _, _, block in blocks():
-        scores = [[int(x) for x in re.findall(r"\d", line.split("\t")[1])] for line in block.splitlines()
-                  if line.startswith("A-E")]
-        assert table.loc[name, ["valence", "arousal", "dominance"]].tolist() == pytest.approx(np.mean(scores, axis=0), abs=1e-3)
+        scores = [
+            [int(x) for x in re.findall(r"\d", line.split("\t")[1])]
+            for line in block.splitlines()
+            if line.startswith("A-E")
+        ]
+        assert table.loc[name, ["valence", "arousal", "dominance"]].tolist() == pytest.approx(
+            np.mean(scores, axis=0), abs=1e-3
+        )
 
 
 def test_votes_name_every_annotator(table):
-    assert table.loc["Ses01F_impro01_F000", "votes"] == "E2: neutral | E3: frustration | E4: frustration | F1: frustration"
+    assert (
+        table.loc["Ses01F_impro01_F000", "votes"]
+        == "E2: neutral | E3: frustration | E4: frustration | F1: frustration"
+    )
 
 
 def test_speaker_is_the_second_letter(table):
-    assert table.loc["Ses01F_impro01_M000", ["speaker", "sex", "group"]].tolist() == ["Ses01M", "male", "Ses01"]
-    assert table.loc["Ses02M_impro02_F000", ["speaker", "sex", "group"]].tolist() == ["Ses02F", "female", "Ses02"]
+    assert table.loc["Ses01F_impro01_M000", ["speaker", "sex", "group"]].tolist() == [
+        "Ses01M",
+        "male",
+        "Ses01",
+    ]
+    assert table.loc["Ses02M_impro02_F000", ["speaker", "sex", "group"]].tolist() == [
+        "Ses02F",
+        "female",
+        "Ses02",
+    ]
     assert all(speaker[-1] == name.split("_")[-1][0] for name, speaker in table["speaker"].items())
 
 
@@ -82,12 +116,17 @@ def test_sentences_are_files_and_session_5_is_cut_from_dialogues(table):
     last = table["group"] == "Ses05"
     assert table.loc[~last, "start_s"].isna().all() and table.loc[last, "start_s"].notna().all()
     assert all(Path(path).stem == name for name, path in table.loc[~last, "path"].items())
-    assert all(Path(path).stem == name.rsplit("_", 1)[0] for name, path in table.loc[last, "path"].items())
+    assert all(
+        Path(path).stem == name.rsplit("_", 1)[0] for name, path in table.loc[last, "path"].items()
+    )
 
 
 def test_durations_agree_with_the_times(table):
-    times = {turn["id"]: turn["end"] - turn["start"] for path in DEMO.glob("Session[15]/dialog/EmoEvaluation/*impro01.txt")
-             for turn in iemocap.read_evaluation(path)}
+    times = {
+        turn["id"]: turn["end"] - turn["start"]
+        for path in DEMO.glob("Session[15]/dialog/EmoEvaluation/*impro01.txt")
+        for turn in iemocap.read_evaluation(path)
+    }
     for name, expected in list(times.items())[::5]:
         row = table.loc[name]
         found = len(audio.load(row["path"], row["start_s"], row["end_s"])) / audio.SAMPLING_RATE
@@ -99,12 +138,14 @@ def test_a_turn_cut_from_its_dialogue_is_in_the_right_place(table):
     whole = audio.load(row["path"])
     middle = audio.load(row["path"], row["start_s"], row["end_s"])
     begin = round(row["start_s"] * audio.SAMPLING_RATE)
-    assert np.abs(whole[begin: begin + len(middle)] - middle).max() < 0.05
+    assert np.abs(whole[begin : begin + len(middle)] - middle).max() < 0.05
 
 
 def test_unknown_label_stops_with_file_line_and_labels(one_dialogue):
     one_dialogue.write_text(one_dialogue.read_text().replace("\tang\t", "\tangr\t", 1))
-    with pytest.raises(ValueError, match=r"Ses01F_impro01.txt, line \d+: label 'angr', expected one of \['ang'"):
+    with pytest.raises(
+        ValueError, match=r"Ses01F_impro01.txt, line \d+: label 'angr', expected one of \['ang'"
+    ):
         iemocap.read(one_dialogue.parents[3])
 
 
@@ -116,7 +157,9 @@ def test_file_without_turns_stops(one_dialogue):
 
 def test_turn_line_that_does_not_fit_is_not_dropped_in_silence(one_dialogue):
     text = one_dialogue.read_text()
-    one_dialogue.write_text(text.replace("\tfru\t[2.5000, 2.5000, 3.5000]", "\tfru\t[2.5000, , 3.5000]", 1))
+    one_dialogue.write_text(
+        text.replace("\tfru\t[2.5000, 2.5000, 3.5000]", "\tfru\t[2.5000, , 3.5000]", 1)
+    )
     with pytest.raises(ValueError, match=r"Ses01F_impro01\.txt, line 3"):
         iemocap.read_evaluation(one_dialogue)
 
@@ -134,7 +177,10 @@ def test_missing_audio_is_reported(one_dialogue, data_folder, monkeypatch):
     soundfile.write(wav, np.zeros(16000), 16000)
     root.rename(data_folder / "iemocap")
     missing, _, _ = corpora.validate("iemocap")
-    assert "audio of iemocap/Ses01F_impro01_M000" in missing and "audio of iemocap/Ses01F_impro01_F000" not in missing
+    assert (
+        "audio of iemocap/Ses01F_impro01_M000" in missing
+        and "audio of iemocap/Ses01F_impro01_F000" not in missing
+    )
     with pytest.raises(ValueError, match="found 24 of 10039 utterances"):
         corpora.require_complete("iemocap")
 
@@ -153,7 +199,9 @@ def complete_release(**other) -> pd.DataFrame:
     return pd.DataFrame({"emotion_native": np.repeat(list(counts), list(counts.values()))})
 
 
-@pytest.mark.parametrize(("policy", "expected"), [("iemocap-4", 5531), ("iemocap-4-unmerged", 4490), ("iemocap-6", 7380)])
+@pytest.mark.parametrize(
+    ("policy", "expected"), [("iemocap-4", 5531), ("iemocap-4-unmerged", 4490), ("iemocap-6", 7380)]
+)
 def test_complete_release_has_the_known_counts(policy, expected):
     assert len(complete_release()) == 10039
     assert len(corpora.apply_policy(complete_release(), "iemocap", policy)) == expected
@@ -163,7 +211,9 @@ def test_assertion_of_counts_fires_on_a_complete_release_only(monkeypatch):
     assert len(corpora.apply_policy(complete_release(sad=1000), "iemocap")) == 5531 - 84
     monkeypatch.setitem(corpora.get("iemocap").policies["iemocap-4"], "surprised", "happy")
     assert len(corpora.apply_policy(complete_release(sad=1000), "iemocap")) == 5531 - 84 + 107
-    with pytest.raises(ValueError, match="iemocap-4: 5638 utterances left of the complete release, expected 5531"):
+    with pytest.raises(
+        ValueError, match="iemocap-4: 5638 utterances left of the complete release, expected 5531"
+    ):
         corpora.apply_policy(complete_release(), "iemocap")
 
 

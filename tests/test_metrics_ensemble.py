@@ -13,16 +13,27 @@ from sklearn.metrics import balanced_accuracy_score, f1_score
 from helpers import ensemble, metrics, paths, splits, tables
 
 # 6 clips of two speakers: truth, P(neutral), P(sad), P(angry)
-GOLDEN = [("neutral", .8, .1, .1), ("neutral", .4, .5, .1), ("sad", .1, .9, .0), ("sad", .2, .6, .2), ("sad", .7, .2, .1),
-          ("angry", .3, .3, .4)]
+GOLDEN = [
+    ("neutral", 0.8, 0.1, 0.1),
+    ("neutral", 0.4, 0.5, 0.1),
+    ("sad", 0.1, 0.9, 0.0),
+    ("sad", 0.2, 0.6, 0.2),
+    ("sad", 0.7, 0.2, 0.1),
+    ("angry", 0.3, 0.3, 0.4),
+]
 
 
 @pytest.fixture
 def golden() -> pd.DataFrame:
     rows = pd.DataFrame(GOLDEN, columns=["truth", "p_neutral", "p_sad", "p_angry"])
     rows = rows[["truth", "p_angry", "p_sad", "p_neutral"]]  # the order of columns must not matter
-    return rows.assign(utterance_id=[f"toy/{i}" for i in range(6)], fold=[1, 1, 1, 2, 2, 2], role="test", variant="inductive",
-                       pretrained=False)
+    return rows.assign(
+        utterance_id=[f"toy/{i}" for i in range(6)],
+        fold=[1, 1, 1, 2, 2, 2],
+        role="test",
+        variant="inductive",
+        pretrained=False,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +43,10 @@ def folds() -> pd.DataFrame:
 
 @pytest.fixture
 def models(folds) -> dict[str, pd.DataFrame]:
-    return {name: make_predictions(folds, skill, seed) for name, skill, seed in
-            [("good", 2.5, 1), ("fair", 1.2, 2), ("noise", 0, 3)]}
+    return {
+        name: make_predictions(folds, skill, seed)
+        for name, skill, seed in [("good", 2.5, 1), ("fair", 1.2, 2), ("noise", 0, 3)]
+    }
 
 
 @pytest.fixture
@@ -50,7 +63,11 @@ test_of.__test__ = False
 
 def test_confusion_by_hand(golden):
     assert metrics.confusion(golden).to_numpy().tolist() == [[1, 1, 0], [1, 2, 0], [0, 0, 1]]
-    assert list(metrics.confusion(golden).index) == list(metrics.confusion(golden).columns) == ["neutral", "sad", "angry"]
+    assert (
+        list(metrics.confusion(golden).index)
+        == list(metrics.confusion(golden).columns)
+        == ["neutral", "sad", "angry"]
+    )
 
 
 def test_all_metrics_by_hand(golden):
@@ -59,37 +76,48 @@ def test_all_metrics_by_hand(golden):
     assert found["uar"] == pytest.approx((1 / 2 + 2 / 3 + 1) / 3)
     assert found["uar_fold_mean"] == pytest.approx(((1 / 2 + 1) / 2 + (1 / 2 + 1) / 2) / 2)
     assert found["macro_f1"] == pytest.approx((2 / 4 + 4 / 6 + 1) / 3)
-    assert found["nll"] == pytest.approx(-np.log([.8, .4, .9, .6, .2, .4]).mean())
+    assert found["nll"] == pytest.approx(-np.log([0.8, 0.4, 0.9, 0.6, 0.2, 0.4]).mean())
     # confidences .8 .5 .9 .6 .7 .4, right: yes no yes yes no yes; 15 bins part them all
-    assert found["ece"] == pytest.approx(np.mean([.2, .5, .1, .4, .7, .6]))
+    assert found["ece"] == pytest.approx(np.mean([0.2, 0.5, 0.1, 0.4, 0.7, 0.6]))
 
 
 def test_calibration_error_of_equal_confidences(golden):
-    same = golden.assign(p_neutral=.7, p_sad=.2, p_angry=.1)
-    assert metrics.expected_calibration_error(same) == pytest.approx(abs(.7 - 2 / 6))
+    same = golden.assign(p_neutral=0.7, p_sad=0.2, p_angry=0.1)
+    assert metrics.expected_calibration_error(same) == pytest.approx(abs(0.7 - 2 / 6))
 
 
 def test_metrics_are_scikit_learns(models, speakers):
     for table in models.values():
         rows = test_of(table)
-        rows = rows[(rows["truth"] != "happy") | (np.arange(len(rows)) % 3 == 0)]  # so that shares differ
+        rows = rows[
+            (rows["truth"] != "happy") | (np.arange(len(rows)) % 3 == 0)
+        ]  # so that shares differ
         found, guess = metrics.evaluate(rows, speakers), metrics.predicted(rows)
         assert found["uar"] == pytest.approx(balanced_accuracy_score(rows["truth"], guess))
         assert found["macro_f1"] == pytest.approx(f1_score(rows["truth"], guess, average="macro"))
-        assert found["weighted_f1"] == pytest.approx(f1_score(rows["truth"], guess, average="weighted"))
+        assert found["weighted_f1"] == pytest.approx(
+            f1_score(rows["truth"], guess, average="weighted")
+        )
         assert found["wa"] == pytest.approx((guess == rows["truth"]).mean())
 
 
 def test_emotion_without_test_rows_is_left_out_of_the_mean(golden):
     rows = golden[golden["truth"] != "angry"]
     assert metrics.uar(rows) == pytest.approx((1 / 2 + 2 / 3) / 2)
-    assert np.isfinite(metrics.evaluate(rows, pd.Series("a", index=rows["utterance_id"]))["macro_f1"])
+    assert np.isfinite(
+        metrics.evaluate(rows, pd.Series("a", index=rows["utterance_id"]))["macro_f1"]
+    )
 
 
 def test_interval_holds_the_value_and_is_reproducible(models, speakers):
     found = metrics.evaluate(test_of(models["fair"]), speakers)
-    assert found["uar_low"] < found["uar"] < found["uar_high"] and 0.02 < found["uar_high"] - found["uar_low"] < 0.4
-    assert metrics.evaluate(test_of(models["fair"]).sample(frac=1, random_state=0), speakers) == pytest.approx(found)
+    assert (
+        found["uar_low"] < found["uar"] < found["uar_high"]
+        and 0.02 < found["uar_high"] - found["uar_low"] < 0.4
+    )
+    assert metrics.evaluate(
+        test_of(models["fair"]).sample(frac=1, random_state=0), speakers
+    ) == pytest.approx(found)
 
 
 def test_interval_is_wide_where_speakers_differ(models, speakers):
@@ -113,7 +141,9 @@ def test_no_interval_below_eight_speakers(models, speakers):
 
 
 def test_rows_of_two_variants_are_refused(models, speakers):
-    both = pd.concat([test_of(models["good"]), test_of(models["good"]).assign(variant="speaker-normalised")])
+    both = pd.concat(
+        [test_of(models["good"]), test_of(models["good"]).assign(variant="speaker-normalised")]
+    )
     with pytest.raises(ValueError, match=r"160 utterances are predicted more than once"):
         metrics.evaluate(both, speakers)
 
@@ -126,31 +156,48 @@ def test_difference_of_a_table_with_itself_is_nothing(models, speakers):
 
 def test_difference_is_signed_and_paired(models, speakers):
     good, noise = test_of(models["good"]), test_of(models["noise"])
-    there, back = metrics.paired_difference(good, noise, speakers), metrics.paired_difference(noise, good, speakers)
-    assert there["difference"] == pytest.approx(metrics.uar(good) - metrics.uar(noise)) and there["low"] > 0.2
-    assert back["high"] == pytest.approx(-there["low"]) and there["p"] == back["p"] == pytest.approx(0.001)
+    there, back = (
+        metrics.paired_difference(good, noise, speakers),
+        metrics.paired_difference(noise, good, speakers),
+    )
+    assert (
+        there["difference"] == pytest.approx(metrics.uar(good) - metrics.uar(noise))
+        and there["low"] > 0.2
+    )
+    assert back["high"] == pytest.approx(-there["low"]) and there["p"] == back[
+        "p"
+    ] == pytest.approx(0.001)
     with pytest.raises(ValueError, match="different utterances"):
         metrics.paired_difference(good, noise.iloc[1:], speakers)
 
 
 def test_holm_by_hand():
     assert metrics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert metrics.holm([0.5, 0.9]) == pytest.approx([1, 1]) and metrics.holm([0.04]) == pytest.approx([0.04])
+    assert metrics.holm([0.5, 0.9]) == pytest.approx([1, 1]) and metrics.holm(
+        [0.04]
+    ) == pytest.approx([0.04])
 
 
 def test_majority_baseline_is_at_chance(folds, speakers):
     table = metrics.majority(folds)
     tables.SCHEMAS["predictions"].validate(table)
     assert metrics.evaluate(test_of(table), speakers)["uar"] == pytest.approx(0.25)
-    unbalanced = folds[~((folds["emotion"] == "sad") & folds["utterance_id"].str.endswith(("_1", "_2", "_3")))]
+    unbalanced = folds[
+        ~((folds["emotion"] == "sad") & folds["utterance_id"].str.endswith(("_1", "_2", "_3")))
+    ]
     first = metrics.majority(unbalanced).query("fold == 1")
-    assert set(metrics.predicted(first)) != {"sad"} and first["p_sad"].max() == pytest.approx(1 / 13)
+    assert set(metrics.predicted(first)) != {"sad"} and first["p_sad"].max() == pytest.approx(
+        1 / 13
+    )
 
 
 def test_results_table_is_sorted_and_valid(models, folds):
     table = metrics.results_table(models, folds, "toy, four")
     tables.SCHEMAS["results"].validate(table)
-    assert table["model"].tolist()[:2] == ["good", "fair"] and set(table["model"]) == {*models, "majority"}
+    assert table["model"].tolist()[:2] == ["good", "fair"] and set(table["model"]) == {
+        *models,
+        "majority",
+    }
     assert (table["n"] == 160).all() and table["protocol"][0] == "toy, four, 5 folds, inductive"
 
 
@@ -159,8 +206,12 @@ def test_results_table_is_sorted_and_valid(models, folds):
 
 def test_average_aligns_by_name_and_key(models):
     straight = ensemble.average(models)
-    columns = [c for c in models["fair"] if not c.startswith("p_")] + [c for c in models["fair"] if c.startswith("p_")][::-1]
-    turned = ensemble.average(models | {"fair": models["fair"].sample(frac=1, random_state=0)[columns]})
+    columns = [c for c in models["fair"] if not c.startswith("p_")] + [
+        c for c in models["fair"] if c.startswith("p_")
+    ][::-1]
+    turned = ensemble.average(
+        models | {"fair": models["fair"].sample(frac=1, random_state=0)[columns]}
+    )
     pd.testing.assert_frame_equal(turned, straight)
     row = straight.iloc[17]
     key = ["utterance_id", "fold", "role", "variant"]
@@ -169,7 +220,9 @@ def test_average_aligns_by_name_and_key(models):
 
 
 def test_average_of_good_models_is_better_than_noise(models, speakers):
-    assert metrics.uar(test_of(ensemble.average(models))) > metrics.uar(test_of(models["noise"])) + 0.2
+    assert (
+        metrics.uar(test_of(ensemble.average(models))) > metrics.uar(test_of(models["noise"])) + 0.2
+    )
 
 
 def test_weights_count(models):
@@ -183,7 +236,9 @@ def test_weights_count(models):
 
 def test_pretrained_member_makes_the_average_pretrained(models):
     assert not ensemble.average(models)["pretrained"].any()
-    assert ensemble.average(models | {"fair": models["fair"].assign(pretrained=True)})["pretrained"].all()
+    assert ensemble.average(models | {"fair": models["fair"].assign(pretrained=True)})[
+        "pretrained"
+    ].all()
 
 
 @pytest.mark.parametrize("change", ["fold", "row", "role", "truth", "emotion", "name"])
@@ -202,31 +257,50 @@ def test_tables_that_do_not_belong_together_are_refused(models, change):
     else:
         other = other.rename(columns={"p_happy": "p_joyful"})
     for combine in (ensemble.average, ensemble.weighted_average, ensemble.stacked):
-        with pytest.raises(ValueError, match=r"fair and good (were made on different folds|have different emotions)"):
+        with pytest.raises(
+            ValueError,
+            match=r"fair and good (were made on different folds|have different emotions)",
+        ):
             combine({"good": models["good"], "fair": other})
 
 
 def test_each_variant_is_averaged_over_the_models_that_have_it(models):
-    both = {"good": pd.concat([models["good"], models["good"].assign(variant="speaker-normalised")]), "fair": models["fair"]}
+    both = {
+        "good": pd.concat([models["good"], models["good"].assign(variant="speaker-normalised")]),
+        "fair": models["fair"],
+    }
     averaged = ensemble.average(both)
-    for variant, members in [("inductive", {"good": models["good"], "fair": models["fair"]}),
-                             ("speaker-normalised", {"good": models["good"]})]:
-        part = averaged[averaged["variant"] == variant].drop(columns="variant").reset_index(drop=True)
+    for variant, members in [
+        ("inductive", {"good": models["good"], "fair": models["fair"]}),
+        ("speaker-normalised", {"good": models["good"]}),
+    ]:
+        part = (
+            averaged[averaged["variant"] == variant].drop(columns="variant").reset_index(drop=True)
+        )
         pd.testing.assert_frame_equal(part, ensemble.average(members).drop(columns="variant"))
     _, weights = ensemble.weighted_average(both)
     assert weights.loc["inductive"].notna().all(axis=None)
-    assert (weights.loc["speaker-normalised", "good"] > 0).all() and weights.loc["speaker-normalised", "fair"].isna().all()
+    assert (weights.loc["speaker-normalised", "good"] > 0).all() and weights.loc[
+        "speaker-normalised", "fair"
+    ].isna().all()
     assert ensemble.leave_one_out({**both, "noise": both["good"]}).isna().to_numpy().tolist() == [
-        [False, False], [False, True], [False, False]]
+        [False, False],
+        [False, True],
+        [False, False],
+    ]
 
 
 def test_leave_one_out_is_the_loss_without_a_model_on_valid_rows(models):
     added = ensemble.leave_one_out(models)["inductive"]
     valid = {name: t[t["role"] == "valid"] for name, t in models.items()}
     without = ensemble.average({"fair": valid["fair"], "noise": valid["noise"]})
-    assert added["good"] == pytest.approx(metrics.uar(ensemble.average(valid)) - metrics.uar(without))
+    assert added["good"] == pytest.approx(
+        metrics.uar(ensemble.average(valid)) - metrics.uar(without)
+    )
     assert added["good"] > added["noise"]
-    pd.testing.assert_series_equal(ensemble.leave_one_out({n: lied(t) for n, t in models.items()})["inductive"], added)
+    pd.testing.assert_series_equal(
+        ensemble.leave_one_out({n: lied(t) for n, t in models.items()})["inductive"], added
+    )
 
 
 def test_nothing_to_average_names_the_notebooks():
@@ -259,7 +333,9 @@ def test_weights_are_the_best_on_valid_rows(models):
 
     def surprise(weight):
         pooled = np.tensordot(weight, np.log(stack[:, rows] + 1e-3), axes=1)
-        return -np.log(softmax(pooled, axis=1)[np.arange(len(rows)), metrics.truth_column(base)[rows]]).mean()
+        return -np.log(
+            softmax(pooled, axis=1)[np.arange(len(rows)), metrics.truth_column(base)[rows]]
+        ).mean()
 
     lowest = surprise(best)
     for step in (*np.eye(3), *-np.eye(3)):
@@ -273,7 +349,9 @@ def test_an_unsure_model_alone_is_calibrated(models):
     unsure[columns] = unsure[columns].div(unsure[columns].sum(axis=1), axis=0)
     table, weights = ensemble.weighted_average({"unsure": unsure})
     assert (weights["unsure"] > 1).all()
-    assert metrics.expected_calibration_error(test_of(table)) < metrics.expected_calibration_error(test_of(unsure))
+    assert metrics.expected_calibration_error(test_of(table)) < metrics.expected_calibration_error(
+        test_of(unsure)
+    )
 
 
 def test_a_large_penalty_keeps_weights_equal(models):
@@ -297,7 +375,9 @@ def test_who_weighs_little_is_left_out_and_the_rest_fitted_again(models):
 def test_weights_of_a_fold_see_that_fold_alone(models):
     _, weights = ensemble.weighted_average(models)
     _, alone = ensemble.weighted_average({name: t[t["fold"] == 2] for name, t in models.items()})
-    np.testing.assert_allclose(weights.loc[("inductive", 2)], alone.loc[("inductive", 2)], rtol=1e-6)
+    np.testing.assert_allclose(
+        weights.loc[("inductive", 2)], alone.loc[("inductive", 2)], rtol=1e-6
+    )
 
 
 def test_stacking_is_fitted_on_valid_rows_of_its_fold_alone(models, speakers):
@@ -312,9 +392,14 @@ def test_stacking_is_fitted_on_valid_rows_of_its_fold_alone(models, speakers):
 
 
 def test_stacking_without_valid_rows_of_an_emotion_gives_it_zero(models):
-    kept = {name: t[~((t["role"] == "valid") & (t["truth"] == "sad") & (t["fold"] == 1))] for name, t in models.items()}
+    kept = {
+        name: t[~((t["role"] == "valid") & (t["truth"] == "sad") & (t["fold"] == 1))]
+        for name, t in models.items()
+    }
     table = ensemble.stacked(kept)
-    assert (table.loc[table["fold"] == 1, "p_sad"] == 0).all() and (table.loc[table["fold"] == 2, "p_sad"] > 0).all()
+    assert (table.loc[table["fold"] == 1, "p_sad"] == 0).all() and (
+        table.loc[table["fold"] == 2, "p_sad"] > 0
+    ).all()
 
 
 # --- the command --------------------------------------------------------------------------------------------------
@@ -338,7 +423,11 @@ def test_command_prints_results_of_a_folder(models, folds, tmp_path):
 
 def test_command_says_what_is_wrong_with_a_folder(tmp_path):
     found = printed(tmp_path)
-    assert found.returncode == 1 and "found no predictions (*.parquet)" in found.stderr and "Traceback" not in found.stderr
+    assert (
+        found.returncode == 1
+        and "found no predictions (*.parquet)" in found.stderr
+        and "Traceback" not in found.stderr
+    )
 
 
 def test_published_results_are_printed_again():
@@ -353,33 +442,57 @@ def test_better_model_is_kept_per_fold_by_its_valid_rows_alone(models, folds):
     good, noise = models["good"], models["noise"]
     emotions = [c for c in good if c.startswith("p_")]
     bad_in_2 = good.copy()
-    bad_in_2.loc[(bad_in_2["fold"] == 2) & (bad_in_2["role"] == "valid"), emotions] = 0.25  # its test rows stay better
+    bad_in_2.loc[(bad_in_2["fold"] == 2) & (bad_in_2["role"] == "valid"), emotions] = (
+        0.25  # its test rows stay better
+    )
     kept, choice = ensemble.better_on_valid({"a": bad_in_2, "b": models["fair"]})
     assert choice.loc["inductive", "kept"].to_dict() == {1: "a", 2: "b", 3: "a", 4: "a", 5: "a"}
     keys = ["utterance_id", "fold", "role"]
     for fold, source in [(1, bad_in_2), (2, models["fair"])]:
         wanted = source[source["fold"] == fold].set_index(keys)[emotions]
-        np.testing.assert_allclose(kept[kept["fold"] == fold].set_index(keys).loc[wanted.index, emotions], wanted, atol=1e-6)
+        np.testing.assert_allclose(
+            kept[kept["fold"] == fold].set_index(keys).loc[wanted.index, emotions],
+            wanted,
+            atol=1e-6,
+        )
     # whatever the test rows say
     hidden = noise.copy()
-    hidden.loc[hidden["role"] == "test", emotions] = good.loc[good["role"] == "test", emotions].to_numpy()
-    assert set(ensemble.better_on_valid({"hidden": hidden, "fair": models["fair"]})[1]["kept"]) == {"fair"}
+    hidden.loc[hidden["role"] == "test", emotions] = good.loc[
+        good["role"] == "test", emotions
+    ].to_numpy()
+    assert set(ensemble.better_on_valid({"hidden": hidden, "fair": models["fair"]})[1]["kept"]) == {
+        "fair"
+    }
 
 
 def test_rare_emotions_are_named_more_often(models, folds):
-    rare = folds[(folds["emotion"] != "angry") | (folds["utterance_id"].str[-1].isin(list("05")))]  # a fifth of the angry ones
-    truth, emotions = rare.query("role != 'train'"), [c for c in models["fair"] if c.startswith("p_")]
+    rare = folds[
+        (folds["emotion"] != "angry") | (folds["utterance_id"].str[-1].isin(list("05")))
+    ]  # a fifth of the angry ones
+    truth, emotions = (
+        rare.query("role != 'train'"),
+        [c for c in models["fair"] if c.startswith("p_")],
+    )
     share = metrics.majority(rare).groupby("fold")[emotions].first()
     table = models["fair"].merge(truth[["utterance_id", "fold", "role"]])
-    table[emotions] = table[emotions].to_numpy() * share.loc[table["fold"]].to_numpy()  # as of a model that learnt the shares
+    table[emotions] = (
+        table[emotions].to_numpy() * share.loc[table["fold"]].to_numpy()
+    )  # as of a model that learnt the shares
     table[emotions] = table[emotions].div(table[emotions].sum(axis=1), axis=0)
     adjusted, strength = ensemble.prior_adjusted(table, rare)
     valid, test = table[table["role"] == "valid"], test_of(table)
-    assert strength.between(0, 1).all() and list(strength.loc["inductive"].index) == [1, 2, 3, 4, 5] and (strength > 0).any()
+    assert (
+        strength.between(0, 1).all()
+        and list(strength.loc["inductive"].index) == [1, 2, 3, 4, 5]
+        and (strength > 0).any()
+    )
     for fold, rows in adjusted[adjusted["role"] == "valid"].groupby("fold"):
         before = valid[valid["fold"] == fold]
         assert metrics.weighted_f1(rows) >= metrics.weighted_f1(before)
-        wanted = before.set_index("utterance_id")[emotions] / share.loc[fold] ** strength["inductive", fold]
+        wanted = (
+            before.set_index("utterance_id")[emotions]
+            / share.loc[fold] ** strength["inductive", fold]
+        )
         wanted = wanted.div(wanted.sum(axis=1), axis=0).loc[rows["utterance_id"]]
         np.testing.assert_allclose(rows[emotions], wanted, atol=1e-6)
     named = [(metrics.predicted(rows) == "angry").mean() for rows in (test, test_of(adjusted))]
@@ -394,15 +507,24 @@ def test_compared_runs_are_paired_with_their_model(models, folds, speakers):
     compared = {"net__without_it": models["fair"], "alone": models["noise"]}
     table = metrics.comparisons_table({"net": models["good"]}, compared, folds).set_index("model")
     wanted = metrics.paired_difference(test_of(models["good"]), test_of(models["fair"]), speakers)
-    assert all(table.loc["net__without_it", key] == wanted[key] for key in ("difference", "low", "high"))
-    assert np.isnan(table.loc["alone", "difference"]) and table.loc["alone", "uar"] == metrics.uar(test_of(models["noise"]))
+    assert all(
+        table.loc["net__without_it", key] == wanted[key] for key in ("difference", "low", "high")
+    )
+    assert np.isnan(table.loc["alone", "difference"]) and table.loc["alone", "uar"] == metrics.uar(
+        test_of(models["noise"])
+    )
     assert metrics.comparisons_table({}, {}, folds).empty
 
 
 def test_command_prints_compared_runs_too(models, folds, tmp_path):
     tables.write_table(folds, tmp_path / "folds.csv", "folds", notebook="test")
     tables.write_table(models["good"], tmp_path / "net.parquet", "predictions", notebook="test")
-    tables.write_table(models["fair"], tmp_path / "comparisons/net__without_it.parquet", "predictions", notebook="test")
+    tables.write_table(
+        models["fair"],
+        tmp_path / "comparisons/net__without_it.parquet",
+        "predictions",
+        notebook="test",
+    )
     command = [sys.executable, "-m", "helpers.metrics", str(tmp_path)]
     printed = subprocess.run(command, cwd=paths.PROJECT, capture_output=True, text=True, check=True)
     assert "net " in printed.stdout and "compared, inductive" in printed.stdout
@@ -423,16 +545,22 @@ def test_groups_are_evaluated_apart_and_small_ones_are_marked(models, speakers):
         assert "5 speakers: no interval" in row["warning"]
     many = metrics.by_group(rows, pd.Series("all", speakers.index), speakers).loc["all"]
     assert many["warning"] == "" and many["uar_low"] < many["uar"] < many["uar_high"]
-    poor = metrics.by_group(rows[(rows["truth"] != "sad") | rows["fold"].eq(1)], pd.Series("all", speakers.index), speakers)
+    poor = metrics.by_group(
+        rows[(rows["truth"] != "sad") | rows["fold"].eq(1)],
+        pd.Series("all", speakers.index),
+        speakers,
+    )
     assert "8 clips of sad" in poor["warning"].iloc[0]
-    none = metrics.by_group(rows[rows["truth"] != "sad"], pd.Series("all", speakers.index), speakers)
+    none = metrics.by_group(
+        rows[rows["truth"] != "sad"], pd.Series("all", speakers.index), speakers
+    )
     assert "no sad" in none["warning"].iloc[0]
 
 
 def test_selective_prediction_by_hand(golden):
     # confidences .9 .8 .7 .6 .5 .4, right: yes yes no yes no yes
     found = metrics.selective(golden)
-    assert found["confidence"].tolist() == pytest.approx([.9, .8, .7, .6, .5, .4])
+    assert found["confidence"].tolist() == pytest.approx([0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
     assert found["coverage"].tolist() == pytest.approx(np.arange(1, 7) / 6)
     assert found["accuracy"].tolist() == pytest.approx([1, 1, 2 / 3, 3 / 4, 3 / 5, 4 / 6])
 
@@ -440,20 +568,30 @@ def test_selective_prediction_by_hand(golden):
 def test_labels_alone_give_the_same_uar_and_interval(models, speakers):
     rows = test_of(models["fair"])
     whole = metrics.evaluate(rows, speakers)
-    found = metrics.label_uar(rows["truth"], metrics.predicted(rows), rows["utterance_id"].map(speakers))
+    found = metrics.label_uar(
+        rows["truth"], metrics.predicted(rows), rows["utterance_id"].map(speakers)
+    )
     assert found == pytest.approx({name: whole[name] for name in ("uar", "uar_low", "uar_high")})
 
 
 @pytest.mark.parametrize("exponent", [1.0, 8.0])  # these logits are right at 2.5
-def test_temperature_mends_probabilities_that_are_too_modest_or_too_sure(models, speakers, exponent):
+def test_temperature_mends_probabilities_that_are_too_modest_or_too_sure(
+    models, speakers, exponent
+):
     columns = [c for c in models["good"] if c.startswith("p_")]
     values = models["good"][columns].to_numpy() ** exponent
     wrong = models["good"].copy()
     wrong[columns] = (values / values.sum(axis=1, keepdims=True)).astype(np.float32)
     mended, temperature = ensemble.tempered(wrong)
     before, after = (metrics.evaluate(test_of(table), speakers) for table in (wrong, mended))
-    assert after["nll"] < before["nll"] - 0.01 and after["ece"] < before["ece"] and after["uar"] == before["uar"]
-    assert temperature.groupby("variant").size().tolist() == [5] and (temperature > 1).all() == (exponent > 2.5)
+    assert (
+        after["nll"] < before["nll"] - 0.01
+        and after["ece"] < before["ece"]
+        and after["uar"] == before["uar"]
+    )
+    assert temperature.groupby("variant").size().tolist() == [5] and (temperature > 1).all() == (
+        exponent > 2.5
+    )
     tables.SCHEMAS["predictions"].validate(mended)
 
 
@@ -467,4 +605,6 @@ def test_temperature_never_sees_test_rows(models):
 
 def test_difference_in_points():
     assert metrics.in_points(0.0261, 0.009, 0.0421) == "+2.6 [+0.9, +4.2]"
-    assert metrics.in_points(-0.001, np.nan, np.nan) == "-0.1", "where there is no interval, none is made up"
+    assert metrics.in_points(-0.001, np.nan, np.nan) == "-0.1", (
+        "where there is no interval, none is made up"
+    )

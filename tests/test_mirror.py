@@ -46,7 +46,13 @@ def place(private_work, tmp_path, monkeypatch) -> Path:
 
 def new_session(monkeypatch, work: Path | None = None) -> None:
     """Forget what this process knows, and go on in another work folder."""
-    fresh = {"thread": None, "waiting": set(), "rests_until": 0.0, "failing": False, "watching": False}
+    fresh = {
+        "thread": None,
+        "waiting": set(),
+        "rests_until": 0.0,
+        "failing": False,
+        "watching": False,
+    }
     for name, value in fresh.items():
         monkeypatch.setattr(mirror._NOW, name, value)
     if work:
@@ -62,8 +68,12 @@ def write(name: str, text: str) -> Path:
 
 def files(folder: Path | None = None) -> dict[str, str]:
     folder = folder or paths.work()
-    return {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*")
-            if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)}
+    return {
+        path.relative_to(folder).as_posix(): path.read_text()
+        for path in folder.rglob("*")
+        if path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    }
 
 
 def parts(place: Path) -> list[str]:
@@ -90,7 +100,13 @@ def test_what_was_pushed_comes_back_with_its_times(place, monkeypatch, tmp_path)
         write(f"cache/functionals/{number:03d}.npz", f"clip {number}")
     old = write("demo/täble é.parquet", "rows")
     os.utime(old, ns=(10**18 + 7, 10**18 + 7))
-    for name in ("demo/.hidden", "demo/.lock", ".mirror/x", "demo/runs/any/01_first.log", ".ipynb_checkpoints/a.json"):
+    for name in (
+        "demo/.hidden",
+        "demo/.lock",
+        ".mirror/x",
+        "demo/runs/any/01_first.log",
+        ".ipynb_checkpoints/a.json",
+    ):
         write(name, "nobody's result")
     (paths.PROJECT / "reports/demo").mkdir(parents=True)
     (paths.PROJECT / "reports/demo/01_first.ipynb").write_text("executed")
@@ -102,7 +118,10 @@ def test_what_was_pushed_comes_back_with_its_times(place, monkeypatch, tmp_path)
     shutil.rmtree(paths.PROJECT / "reports")
     new_session(monkeypatch, tmp_path / "another disk")
     assert mirror.restore() == 302
-    assert files() == before and (paths.work() / "demo/täble é.parquet").stat().st_mtime_ns == 10**18 + 7
+    assert (
+        files() == before
+        and (paths.work() / "demo/täble é.parquet").stat().st_mtime_ns == 10**18 + 7
+    )
     assert files(paths.PROJECT / "reports") == {"demo/01_first.ipynb": "executed"}
     assert mirror.restore() == 0
     push_all()
@@ -127,9 +146,13 @@ def test_removed_files_stay_removed_and_useless_parts_go(place, monkeypatch, tmp
     push_all()
     (paths.work() / "a.csv").unlink()
     push_all()
-    assert mirror.restore() == 0 and files() == {"b.csv": "b"}, "what was removed in this session is not brought back"
+    assert mirror.restore() == 0 and files() == {"b.csv": "b"}, (
+        "what was removed in this session is not brought back"
+    )
     push_all()
-    assert [name[:8] for name in parts(place)] == ["00000002", "00000003"], "the first part is of no use any more"
+    assert [name[:8] for name in parts(place)] == ["00000002", "00000003"], (
+        "the first part is of no use any more"
+    )
     new_session(monkeypatch, tmp_path / "other")
     assert mirror.restore() == 1 and files() == {"b.csv": "b"}
     (paths.work() / "b.csv").unlink()
@@ -155,7 +178,11 @@ def test_newer_local_work_stays_and_older_is_replaced(place, monkeypatch, tmp_pa
         os.utime(write(name, "mirrored"), (10**9, 10**9))
     push_all()
     new_session(monkeypatch, tmp_path / "other")
-    for name, seconds in {"newer.csv": 10**9 + 5, "older.csv": 10**9 - 5, "same.csv": 10**9}.items():
+    for name, seconds in {
+        "newer.csv": 10**9 + 5,
+        "older.csv": 10**9 - 5,
+        "same.csv": 10**9,
+    }.items():
         os.utime(write(name, "of here"), (seconds, seconds))
     assert mirror.restore() == 1
     assert files() == {"newer.csv": "of here", "older.csv": "mirrored", "same.csv": "of here"}
@@ -197,7 +224,9 @@ def test_parts_mostly_out_of_date_are_written_anew(place, monkeypatch, tmp_path)
             write(f"{number}.csv", f"{first:05d}" * 1000)
         push_all()
     push_all()
-    assert sum(path.stat().st_size for path in place.iterdir()) < 450_000, "870,000 were written, 100,000 are of use"
+    assert sum(path.stat().st_size for path in place.iterdir()) < 450_000, (
+        "870,000 were written, 100,000 are of use"
+    )
     expected = files()
     new_session(monkeypatch, tmp_path / "other")
     mirror.restore()
@@ -213,8 +242,13 @@ def test_stamps_come_after_what_they_vouch_for_and_removals_last(place, monkeypa
     (paths.work() / "gone.csv").unlink()
     push_all()
     with mirror._record() as (record, _):
-        names = [name for name, in record.execute("SELECT name FROM last ORDER BY part, name")]
-    assert names == ["work/a.csv", "work/z.csv", "work/demo/runs/any/01_first.json", "work/gone.csv"]
+        names = [name for (name,) in record.execute("SELECT name FROM last ORDER BY part, name")]
+    assert names == [
+        "work/a.csv",
+        "work/z.csv",
+        "work/demo/runs/any/01_first.json",
+        "work/gone.csv",
+    ]
 
 
 # Checkpoints
@@ -229,7 +263,9 @@ def test_a_path_is_pushed_without_looking_at_the_rest(place, monkeypatch, tmp_pa
     (paths.work() / "checkpoints/x/epoch_0001.ckpt").unlink()
     write("checkpoints/x/epoch_0002.ckpt", "2")
     scanned = []
-    monkeypatch.setattr(mirror, "_scan", lambda place, scan=mirror._scan: scanned.append(place) or scan(place))
+    monkeypatch.setattr(
+        mirror, "_scan", lambda place, scan=mirror._scan: scanned.append(place) or scan(place)
+    )
     mirror.push(paths.work("checkpoints/x"))
     assert scanned == [paths.work("checkpoints/x")]
     new_session(monkeypatch, tmp_path / "other")
@@ -244,7 +280,9 @@ def test_checkpoints_in_quick_succession_wait_for_each_other(place):
     mirror._NOW.rests_until = 0.0
     mirror.push(write("checkpoints/y/1.ckpt", "y").parent)
     with mirror._record() as (record, _):
-        assert record.execute("SELECT count(*) FROM last").fetchone() == (6,), "the next push brought what waited"
+        assert record.execute("SELECT count(*) FROM last").fetchone() == (6,), (
+            "the next push brought what waited"
+        )
 
 
 def test_interrupted_training_goes_on_on_another_machine(place, monkeypatch, tmp_path):
@@ -253,9 +291,13 @@ def test_interrupted_training_goes_on_on_another_machine(place, monkeypatch, tmp
     from helpers.training import Trainer
 
     train, valid, test = pictures(), pictures(24, seed=1), pictures(24, seed=2)
-    net = Network("plain", Plain, epochs=6, patience=6, batch_size=16, device="cpu", precision="float32")
+    net = Network(
+        "plain", Plain, epochs=6, patience=6, batch_size=16, device="cpu", precision="float32"
+    )
     monkeypatch.setattr(mirror, "CHECKPOINTS_S", 0)
-    assert not [text for text in net.recipe()["code"] if "mirror" in text], "what was trained before is found again"
+    assert not [text for text in net.recipe()["code"] if "mirror" in text], (
+        "what was trained before is found again"
+    )
     undisturbed = net.fit_predict(train, valid, test.inputs, 3, 5)
     wait_for_the_end()
 
@@ -265,7 +307,10 @@ def test_interrupted_training_goes_on_on_another_machine(place, monkeypatch, tmp
     wait_for_the_end()
     new_session(monkeypatch, tmp_path / "third")
     mirror.restore()
-    assert sorted(path.name for path in paths.work("checkpoints").rglob("*.ckpt")) == ["epoch_0003.ckpt", "epoch_0004.ckpt"]
+    assert sorted(path.name for path in paths.work("checkpoints").rglob("*.ckpt")) == [
+        "epoch_0003.ckpt",
+        "epoch_0004.ckpt",
+    ]
     epochs, save = [], Trainer.save
     monkeypatch.setattr(Trainer, "save", lambda self: epochs.append(self.epoch) or save(self))
     again = net.fit_predict(train, valid, test.inputs, 3, 5)
@@ -334,14 +379,18 @@ def test_copying_is_tried_again(place, monkeypatch, capsys, failures, told):
     write("a.csv", "a" * 500)
     mirror.push(wait=60)
     assert capsys.readouterr().err.count("can't be written to") == told
-    assert [name.startswith(".") for name in parts(place)] == [bool(told)], "what is not complete has a temporary name"
+    assert [name.startswith(".") for name in parts(place)] == [bool(told)], (
+        "what is not complete has a temporary name"
+    )
     with mirror._record() as (record, _):
         assert record.execute("SELECT count(*) FROM parts").fetchone() == (1 - told,)
 
 
 def test_a_hanging_mount_does_not_hold_up_training(place, monkeypatch):
     hangs, deliver = threading.Event(), mirror._deliver
-    monkeypatch.setattr(mirror, "_deliver", lambda spool, target: hangs.wait(30) and deliver(spool, target))
+    monkeypatch.setattr(
+        mirror, "_deliver", lambda spool, target: hangs.wait(30) and deliver(spool, target)
+    )
     started = time.monotonic()
     mirror.push(write("checkpoints/x/1.ckpt", "1"), wait=0.2)
     for epoch in range(2, 20):
@@ -353,12 +402,22 @@ def test_a_hanging_mount_does_not_hold_up_training(place, monkeypatch):
     assert len(files()) == 19 and mirror.restore() == 0 and len(parts(place)) == 2
 
 
-@pytest.mark.parametrize("damage, expected", [
-    (lambda content: content[:len(content) // 2], "damaged and passed over; what only it held will be computed again"),
-    (lambda content: content[:-1], "damaged and passed over"),
-    (lambda content: b"", ""),  # about to be deleted
-    (lambda content: content.replace(b"AAAA", b"AABA", 1), "1 file will be computed again, of ravdess/functionals.parquet"),
-], ids=["half", "a byte short", "empty", "bits changed"])
+@pytest.mark.parametrize(
+    "damage, expected",
+    [
+        (
+            lambda content: content[: len(content) // 2],
+            "damaged and passed over; what only it held will be computed again",
+        ),
+        (lambda content: content[:-1], "damaged and passed over"),
+        (lambda content: b"", ""),  # about to be deleted
+        (
+            lambda content: content.replace(b"AAAA", b"AABA", 1),
+            "1 file will be computed again, of ravdess/functionals.parquet",
+        ),
+    ],
+    ids=["half", "a byte short", "empty", "bits changed"],
+)
 def test_damaged_part_is_passed_over(place, monkeypatch, tmp_path, capsys, damage, expected):
     write("demo/good.csv", "good")
     push_all()
@@ -386,8 +445,10 @@ def test_no_damage_stops_a_restore(place, monkeypatch, tmp_path):
     for trial in range(300):
         content = bytearray(whole)
         for _ in range(chance.choice([1, 3, 30])):
-            content[-chance.randrange(1, chance.choice([2500, len(content)]))] = chance.randrange(256)  # the list is at its end
-        part.write_bytes(content[:len(content) if trial % 3 else chance.randrange(len(content))])
+            content[-chance.randrange(1, chance.choice([2500, len(content)]))] = chance.randrange(
+                256
+            )  # the list is at its end
+        part.write_bytes(content[: len(content) if trial % 3 else chance.randrange(len(content))])
         new_session(monkeypatch, tmp_path / f"machine {trial}")
         mirror.restore()
         assert files().items() <= expected.items(), "what comes back is as it was"
@@ -455,7 +516,9 @@ def test_nothing_happens_without_a_mirror(private_work, monkeypatch):
         mirror.start()
         mirror.push()
         mirror.push(paths.work("a.csv"))
-    assert [path.name for path in private_work.iterdir()] == ["a.csv"] and mirror._NOW.waiting == set()
+    assert [path.name for path in private_work.iterdir()] == [
+        "a.csv"
+    ] and mirror._NOW.waiting == set()
 
 
 def test_files_that_change_while_they_are_read_wait_for_the_next_push(place, monkeypatch, tmp_path):
@@ -481,8 +544,13 @@ def test_files_that_change_while_they_are_read_wait_for_the_next_push(place, mon
 
 def process(script: str, **variables: str) -> subprocess.Popen:
     environment = os.environ | {"PYTHONPATH": str(PROJECT)} | variables
-    return subprocess.Popen([sys.executable, "-c", WORK + script], env=environment, text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT)
+    return subprocess.Popen(
+        [sys.executable, "-c", WORK + script],
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
 
 
 def test_killed_at_any_moment_the_mirror_is_whole(place, monkeypatch, tmp_path):
@@ -512,10 +580,14 @@ for version in range(int(sys.argv[1]) if len(sys.argv) > 1 else 10_000):
             new_session(patch, tmp_path / f"machine {trial}")
             mirror.restore()
             found = files()
-        assert len([name for name in found if name.startswith("cache/")]) == 60, "nothing is missing"
+        assert len([name for name in found if name.startswith("cache/")]) == 60, (
+            "nothing is missing"
+        )
         for name, text in found.items():
             lines = text.splitlines()
-            assert len(lines) == 200 and len(set(lines)) == 1 and text.startswith(Path(name).name), f"{name} is not whole"
+            assert (
+                len(lines) == 200 and len(set(lines)) == 1 and text.startswith(Path(name).name)
+            ), f"{name} is not whole"
     assert pushed > 12, "pushes were under way"
     push_all()
     expected = files()
@@ -568,7 +640,9 @@ mirror.push(wait=60)
 
 
 def first_cell() -> str:
-    cells = json.loads((PROJECT / "notebooks/01_audio_analysis.ipynb").read_text(encoding="utf-8"))["cells"]
+    cells = json.loads((PROJECT / "notebooks/01_audio_analysis.ipynb").read_text(encoding="utf-8"))[
+        "cells"
+    ]
     return next("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
 
 
@@ -576,9 +650,16 @@ def test_restored_run_is_fresh(real, tmp_path):  # noqa: F811
     away = tmp_path / "drive"
     away.mkdir()
     head = "from helpers import paths, tables\nimport pandas as pd\ntable = paths.work('demo') / 'functionals.parquet'\n"
-    write_notebook(real, "01_first", first_cell(), head + "frame = pd.DataFrame({'utterance_id': ['demo/a'], 'energy': [1.5]})",
-                   "tables.write_table(frame.astype({'energy': 'float32'}), table, 'functionals')")
-    write_notebook(real, "02_second", first_cell(), head + "tables.read_table(table, 'functionals')")
+    write_notebook(
+        real,
+        "01_first",
+        first_cell(),
+        head + "frame = pd.DataFrame({'utterance_id': ['demo/a'], 'energy': [1.5]})",
+        "tables.write_table(frame.astype({'energy': 'float32'}), table, 'functionals')",
+    )
+    write_notebook(
+        real, "02_second", first_cell(), head + "tables.read_table(table, 'functionals')"
+    )
 
     def run(mirrored: str) -> list[str]:
         with pytest.MonkeyPatch.context() as patch:
@@ -592,13 +673,21 @@ def test_restored_run_is_fresh(real, tmp_path):  # noqa: F811
     for lost in ("work", "reports"):
         shutil.rmtree(real / lost)
     assert run(str(away / "mirror")) == ["fresh", "fresh"]
-    assert (real / "reports/demo/02_second.html").is_file() and (real / "work/demo/functionals.parquet").is_file()
+    assert (real / "reports/demo/02_second.html").is_file() and (
+        real / "work/demo/functionals.parquet"
+    ).is_file()
 
     for lost in ("work", "reports"):
         shutil.rmtree(real / lost)
-    part = next(path for path in away.glob("mirror/*.zip") if b"runs/any/02_second.json" in path.read_bytes())
+    part = next(
+        path
+        for path in away.glob("mirror/*.zip")
+        if b"runs/any/02_second.json" in path.read_bytes()
+    )
     part.unlink()
-    assert run(str(away / "mirror")) == ["fresh", "run"], "what the mirror lost is run again, and nothing else"
+    assert run(str(away / "mirror")) == ["fresh", "run"], (
+        "what the mirror lost is run again, and nothing else"
+    )
 
 
 def test_run_without_its_mirror_is_refused(real, tmp_path):  # noqa: F811
@@ -650,13 +739,19 @@ def colab(tmp_path):
     for name in ("__init__.py", "paths.py", "mirror.py"):
         text = (HELPERS / name).read_text(encoding="utf-8").replace('"/content', f'"{content}')
         (origin / "helpers" / name).write_text(text, encoding="utf-8")
-    (content / "cell.py").write_text(first_cell().replace('"/content', f'"{content}'), encoding="utf-8")
+    (content / "cell.py").write_text(
+        first_cell().replace('"/content', f'"{content}'), encoding="utf-8"
+    )
 
     def session(code: int = 0, **variables: str) -> dict:
         environment = {"PATH": os.environ["PATH"], "ORIGIN": str(origin), **variables}
-        done = subprocess.run([sys.executable, "-c", COLAB, content], env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", COLAB, content], env=environment, capture_output=True, text=True
+        )
         assert done.returncode == code, done.stderr
-        return json.loads(done.stdout) | {"told": done.stderr} if code == 0 else {"told": done.stderr}
+        return (
+            json.loads(done.stdout) | {"told": done.stderr} if code == 0 else {"told": done.stderr}
+        )
 
     session.content = content
     return session
@@ -674,26 +769,40 @@ def test_first_cell_on_a_fresh_machine_without_a_drive(colab):
     happened = colab()
     git, pip = happened["calls"]
     assert git[:2] == ["git", "clone"] and pip[1:4] == ["-m", "pip", "install"]
-    assert happened["project"] == str(colab.content / "ser-notebooks") and happened["work"] == str(colab.content / "work")
+    assert happened["project"] == str(colab.content / "ser-notebooks") and happened["work"] == str(
+        colab.content / "work"
+    )
     assert happened["mirror"] is None and not happened["watching"] and happened["told"] == ""
 
 
 def test_first_cell_mounts_the_drive_for_its_mirror_and_brings_work_back(colab):
     place = str(colab.content / "drive/MyDrive/kept")
     happened = colab(SER_MIRROR=place)
-    assert ["mount", str(colab.content / "drive")] in happened["calls"] and happened["found"] == [] and happened["watching"]
+    assert (
+        ["mount", str(colab.content / "drive")] in happened["calls"]
+        and happened["found"] == []
+        and happened["watching"]
+    )
     lose(colab)
     happened = colab(SER_MIRROR=place)
-    assert happened["found"] == ["of this session.csv"] and "bringing back 1 file" in happened["told"]
-    again, = colab(SER_MIRROR=place)["calls"]
+    assert (
+        happened["found"] == ["of this session.csv"] and "bringing back 1 file" in happened["told"]
+    )
+    (again,) = colab(SER_MIRROR=place)["calls"]
     assert again[1:3] == ["-m", "pip"], "neither mounted nor cloned twice"
 
 
 def test_first_cell_takes_a_mounted_drive_unless_told_not_to(colab):
     (colab.content / "drive/MyDrive").mkdir(parents=True)
-    assert colab(SER_MIRROR="")["mirror"] == "" and list((colab.content / "drive/MyDrive").iterdir()) == []
+    assert (
+        colab(SER_MIRROR="")["mirror"] == ""
+        and list((colab.content / "drive/MyDrive").iterdir()) == []
+    )
     happened = colab()
-    assert happened["mirror"] == str(colab.content / "drive/MyDrive/ser-mirror") and happened["mirror"] in happened["told"]
+    assert (
+        happened["mirror"] == str(colab.content / "drive/MyDrive/ser-mirror")
+        and happened["mirror"] in happened["told"]
+    )
     assert parts(Path(happened["mirror"]))
     assert not [call for call in happened["calls"] if call[0] == "mount"]
 

@@ -6,13 +6,28 @@ import torch
 
 from helpers import nets
 
-SHAPES = {"MelCNN": (32, 48), "MelResNet": (32, 48), "DNN": (20,), "MeansConv": (40,), "Recurrent": (24, 20),
-          "ResNet1D": (24, 20), "AlexNet1D": (24, 20), "Transformer": (24, 20), "ConvLSTM": (24, 20)}
+SHAPES = {
+    "MelCNN": (32, 48),
+    "MelResNet": (32, 48),
+    "DNN": (20,),
+    "MeansConv": (40,),
+    "Recurrent": (24, 20),
+    "ResNet1D": (24, 20),
+    "AlexNet1D": (24, 20),
+    "Transformer": (24, 20),
+    "ConvLSTM": (24, 20),
+}
 IMAGE_NETS = ["MelCNN", "MelResNet"]
-SEQUENCE_NETS = [("Recurrent", {"hidden": 8}), ("Recurrent", {"hidden": 8, "cell": "GRU"}),
-                 ("Recurrent", {"hidden": 8, "layers": 2}), ("Recurrent", {"hidden": 8, "pooling": "attention"}),
-                 ("ResNet1D", {"width": 8}), ("AlexNet1D", {"width": 8}),
-                 ("Transformer", {"width": 16}), ("ConvLSTM", {"width": 16})]
+SEQUENCE_NETS = [
+    ("Recurrent", {"hidden": 8}),
+    ("Recurrent", {"hidden": 8, "cell": "GRU"}),
+    ("Recurrent", {"hidden": 8, "layers": 2}),
+    ("Recurrent", {"hidden": 8, "pooling": "attention"}),
+    ("ResNet1D", {"width": 8}),
+    ("AlexNet1D", {"width": 8}),
+    ("Transformer", {"width": 16}),
+    ("ConvLSTM", {"width": 16}),
+]
 
 
 def build(name: str, n_classes: int = 3, **options) -> torch.nn.Module:
@@ -46,7 +61,9 @@ def test_padding_of_images_does_not_change_the_cnns_logits(padding, frames):
     net(images)  # batch statistics that are not 0 and 1
     net.eval()
     with torch.inference_mode():
-        torch.testing.assert_close(net(images), net(torch.nn.functional.pad(images, (0, padding))), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            net(images), net(torch.nn.functional.pad(images, (0, padding))), atol=1e-5, rtol=1e-5
+        )
         alone = torch.cat([net(image[None]) for image in images])
         torch.testing.assert_close(net(images), alone, atol=1e-5, rtol=1e-4)
 
@@ -90,10 +107,25 @@ def test_more_padding_changes_nothing_in_training_nor_in_prediction(name, option
         gradient = torch.cat([p.grad.flatten() for p in net.parameters()])
         net.eval()
         with torch.inference_mode():
-            results.append((loss.detach(), gradient, net(inputs), torch.cat([net(clip[None]) for clip in inputs])))
-            statistics = [value for key, value in net.state_dict().items() if "running" in key or "scaler" in key]
-        results[-1] += (torch.cat([value.flatten() for value in statistics]) if statistics else torch.zeros(1),)
-    for first, second in zip(*results, strict=True):  # loss, gradient, logits, logits one by one, batch statistics
+            results.append(
+                (
+                    loss.detach(),
+                    gradient,
+                    net(inputs),
+                    torch.cat([net(clip[None]) for clip in inputs]),
+                )
+            )
+            statistics = [
+                value
+                for key, value in net.state_dict().items()
+                if "running" in key or "scaler" in key
+            ]
+        results[-1] += (
+            torch.cat([value.flatten() for value in statistics]) if statistics else torch.zeros(1),
+        )
+    for first, second in zip(
+        *results, strict=True
+    ):  # loss, gradient, logits, logits one by one, batch statistics
         torch.testing.assert_close(first, second, atol=2e-5, rtol=1e-4)
     torch.testing.assert_close(results[0][2], results[0][3], atol=2e-5, rtol=1e-4)
 
@@ -158,12 +190,19 @@ def test_mfcc_are_those_of_the_images_levels():
     images[0, :, 20:] = 0
     mfcc = nets.MFCC(32, 13)
     level = (images.float() - 128) / 64
-    wanted = torch.tensor(scipy.fft.dct(level.numpy()[:, ::-1], axis=1, norm="ortho")[:, :13].copy())
+    wanted = torch.tensor(
+        scipy.fft.dct(level.numpy()[:, ::-1], axis=1, norm="ortho")[:, :13].copy()
+    )
     mfcc.fit(images)
     heard = torch.cat([wanted[0, :, :20].T, *wanted[1:].transpose(1, 2)])
     torch.testing.assert_close(mfcc.scaler.mean, heard.mean(dim=0), atol=1e-4, rtol=1e-4)
     found = mfcc(level[:, None])[1, 0]
-    torch.testing.assert_close(found, (wanted[1] - mfcc.scaler.mean[:, None]) / mfcc.scaler.std[:, None], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        found,
+        (wanted[1] - mfcc.scaler.mean[:, None]) / mfcc.scaler.std[:, None],
+        atol=1e-3,
+        rtol=1e-3,
+    )
 
 
 @pytest.mark.parametrize("options", [{"channels": (4, 8)}, {"n_mfcc": 20, "channels": (4, 8, 8)}])
@@ -174,7 +213,9 @@ def test_cnn_of_any_depth_on_bands_or_mfcc_minds_no_padding(options):
     net(images)
     net.eval()
     with torch.inference_mode():
-        torch.testing.assert_close(net(images), net(torch.nn.functional.pad(images, (0, 16))), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            net(images), net(torch.nn.functional.pad(images, (0, 16))), atol=1e-5, rtol=1e-4
+        )
 
 
 def test_scaler_learns_from_what_is_no_padding():
@@ -202,7 +243,9 @@ def test_scaler_is_part_of_the_weights_and_constant_columns_do_no_harm():
 def test_recurrent_network_leaves_features_out_of_whole_clips():
     net = build("Recurrent")
     seen = []
-    net.input_dropout.register_forward_hook(lambda _, given, result: seen.append((result == 0) & (given[0] != 0)))
+    net.input_dropout.register_forward_hook(
+        lambda _, given, result: seen.append((result == 0) & (given[0] != 0))
+    )
     net.fit_inputs(draw("Recurrent", 40, seed=1))
     net(draw("Recurrent"))
     gone = seen[0]  # (batch, features, steps)
@@ -214,7 +257,9 @@ def test_resnets_have_the_depths_they_say():
         layers = build("MelResNet", depth=depth).modules()
         return sum(isinstance(m, torch.nn.Conv2d) and m.kernel_size != (1, 1) for m in layers)
 
-    assert convolutions(18) == 17 and convolutions(34) == 33  # the last layer of the name is the linear one
+    assert (
+        convolutions(18) == 17 and convolutions(34) == 33
+    )  # the last layer of the name is the linear one
 
 
 @pytest.fixture
@@ -229,7 +274,9 @@ def imagenet_file(tmp_path, monkeypatch):
     torch.manual_seed(1)
     state = torchvision.models.resnet18().state_dict()
     torch.save(state, target)
-    monkeypatch.setattr(weights.__class__, "get_state_dict", lambda self, *a, **k: torch.load(target))
+    monkeypatch.setattr(
+        weights.__class__, "get_state_dict", lambda self, *a, **k: torch.load(target)
+    )
     return state
 
 
@@ -240,9 +287,21 @@ def test_pretrained_weights_are_used_and_unfrozen_in_stages(imagenet_file):
     trained = {}
     for share in (0.0, 0.3, 0.5):
         net.begin_epoch(share)
-        trained[share] = [name for name, part in [("stem", net.stem), ("block 3", net.blocks[2]), ("block 4", net.blocks[3]),
-                                                  ("head", net.head)] if all(p.requires_grad for p in part.parameters())]
-    assert trained == {0.0: ["head"], 0.3: ["block 4", "head"], 0.5: ["stem", "block 3", "block 4", "head"]}
+        trained[share] = [
+            name
+            for name, part in [
+                ("stem", net.stem),
+                ("block 3", net.blocks[2]),
+                ("block 4", net.blocks[3]),
+                ("head", net.head),
+            ]
+            if all(p.requires_grad for p in part.parameters())
+        ]
+    assert trained == {
+        0.0: ["head"],
+        0.3: ["block 4", "head"],
+        0.5: ["stem", "block 3", "block 4", "head"],
+    }
 
 
 def test_weights_that_cannot_be_had_are_named_with_the_place_to_put_them(tmp_path, monkeypatch):

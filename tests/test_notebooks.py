@@ -13,7 +13,12 @@ from helpers.paths import PROJECT
 
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
-IMPORT_NAMES = {"scikit-learn": "sklearn", "pillow": "PIL", "pyyaml": "yaml", "ipykernel": "IPython"}
+IMPORT_NAMES = {
+    "scikit-learn": "sklearn",
+    "pillow": "PIL",
+    "pyyaml": "yaml",
+    "ipykernel": "IPython",
+}
 
 
 def cells(path: Path, kind: str = "") -> list[dict]:
@@ -41,10 +46,14 @@ def test_there_are_notebooks():
 
 @every_notebook
 def test_name_and_title_have_the_same_number(path):
-    assert re.fullmatch(r"\d\d_[a-z0-9_]+\.ipynb", path.name), f"{path.name}: name it NN_what_it_does.ipynb"
+    assert re.fullmatch(r"\d\d_[a-z0-9_]+\.ipynb", path.name), (
+        f"{path.name}: name it NN_what_it_does.ipynb"
+    )
     title = text(cells(path)[0]).splitlines()[0]
     wanted = f"# {path.name[:2]} · "
-    assert re.fullmatch(wanted + r"\S.+", title), f"{path.name}: its first line is {title!r}, make it '{wanted}…'"
+    assert re.fullmatch(wanted + r"\S.+", title), (
+        f"{path.name}: its first line is {title!r}, make it '{wanted}…'"
+    )
 
 
 @every_notebook
@@ -52,28 +61,42 @@ def test_opening_says_question_claims_and_cost(path):
     opening = text(cells(path)[0])
     for part in ("**Question.**", "**What we show**", "**Reads**", "**Writes**", "**Runs in**"):
         assert part in opening, f"{path.name}: the first cell lacks {part}"
-    assert f"/blob/main/notebooks/{path.name})" in opening, f"{path.name}: run python -m helpers.pipeline badges"
-    assert 3 <= len(re.findall(r"^- ", opening, re.M)) <= 5, f"{path.name}: say in 3 to 5 bullets what is shown"
+    assert f"/blob/main/notebooks/{path.name})" in opening, (
+        f"{path.name}: run python -m helpers.pipeline badges"
+    )
+    assert 3 <= len(re.findall(r"^- ", opening, re.M)) <= 5, (
+        f"{path.name}: say in 3 to 5 bullets what is shown"
+    )
 
 
 @every_notebook
 def test_links_to_neighbours_are_right(path):
     at = NOTEBOOKS.index(path)
-    neighbours = [other.name for other in NOTEBOOKS[max(at - 1, 0): at + 2] if other != path]
+    neighbours = [other.name for other in NOTEBOOKS[max(at - 1, 0) : at + 2] if other != path]
     links = re.findall(r"\]\((\d\d_\w+\.ipynb)\)", text(cells(path)[0]))
-    assert links == neighbours, f"{path.name}: its first cell links to {links}; previous and next are {neighbours}"
-    for link in re.findall(r"\]\((?!https?://|#)([^)#\s]+)", "\n".join(text(c) for c in cells(path, "markdown"))):
+    assert links == neighbours, (
+        f"{path.name}: its first cell links to {links}; previous and next are {neighbours}"
+    )
+    for link in re.findall(
+        r"\]\((?!https?://|#)([^)#\s]+)", "\n".join(text(c) for c in cells(path, "markdown"))
+    ):
         assert (path.parent / link).exists(), f"{path.name}: links to {link}, which is not there"
 
 
 @every_notebook
 def test_one_parameters_cell_of_commented_literals(path):
     tagged = [cell for cell in cells(path, "code") if "parameters" in tags(cell)]
-    assert len(tagged) == 1, f"{path.name}: tag exactly one code cell 'parameters' (JupyterLab: property inspector)"
+    assert len(tagged) == 1, (
+        f"{path.name}: tag exactly one code cell 'parameters' (JupyterLab: property inspector)"
+    )
     for node, line in zip(python(tagged[0]).body, text(tagged[0]).splitlines(), strict=True):
-        assert isinstance(node, ast.Assign) and len(node.targets) == 1, f"{path.name}: {line!r} is not NAME = literal"
+        assert isinstance(node, ast.Assign) and len(node.targets) == 1, (
+            f"{path.name}: {line!r} is not NAME = literal"
+        )
         explained = "# " in line or isinstance(ast.literal_eval(node.value), list)
-        assert re.match(r"[A-Z][A-Z0-9_]* += ", line) and explained, f"{path.name}: {line!r}: UPPERCASE, and a comment"
+        assert re.match(r"[A-Z][A-Z0-9_]* += ", line) and explained, (
+            f"{path.name}: {line!r}: UPPERCASE, and a comment"
+        )
     assert text(tagged[0]).startswith("CORPUS"), f"{path.name}: the first parameter is CORPUS"
 
 
@@ -81,27 +104,43 @@ def test_one_parameters_cell_of_commented_literals(path):
 def test_bootstrap_cell_is_the_same_in_all(path):
     first = cells(NOTEBOOKS[0], "code")[0]
     assert text(first).startswith("# Plumbing") and "google.colab" in text(first)
-    assert text(cells(path, "code")[0]) == text(first), f"{path.name}: copy the first code cell of {NOTEBOOKS[0].name}"
+    assert text(cells(path, "code")[0]) == text(first), (
+        f"{path.name}: copy the first code cell of {NOTEBOOKS[0].name}"
+    )
 
 
 @every_notebook
 def test_nothing_that_hides_or_chains(path):
     code = "\n".join(text(cell) for cell in cells(path, "code"))
-    for forbidden in ("%run", "filterwarnings(\"ignore\")", "filterwarnings('ignore')", "simplefilter(\"ignore\")", "%store",
-                      "except:", "matplotlib inline", "if TEST"):
-        assert forbidden not in code, f"{path.name}: uses {forbidden}; notebooks hand over files only, and show what happens"
+    for forbidden in (
+        "%run",
+        'filterwarnings("ignore")',
+        "filterwarnings('ignore')",
+        'simplefilter("ignore")',
+        "%store",
+        "except:",
+        "matplotlib inline",
+        "if TEST",
+    ):
+        assert forbidden not in code, (
+            f"{path.name}: uses {forbidden}; notebooks hand over files only, and show what happens"
+        )
     assert not any("injected-parameters" in tags(cell) for cell in cells(path)), (
-        f"{path.name}: was run in place by papermill; remove the cell tagged injected-parameters")
+        f"{path.name}: was run in place by papermill; remove the cell tagged injected-parameters"
+    )
 
 
 @every_notebook
 def test_cells_are_short_and_explained(path):
     code = cells(path, "code")
     long = [text(cell).splitlines()[0] for cell in code if len(text(cell).splitlines()) > 20]
-    assert not long, f"{path.name}: split or move to helpers the cells that begin {long}: at most 20 lines each"
+    assert not long, (
+        f"{path.name}: split or move to helpers the cells that begin {long}: at most 20 lines each"
+    )
     assert statistics.median(len(text(cell).splitlines()) for cell in code) <= 9
     assert len(cells(path, "markdown")) >= len(code), (
-        f"{path.name}: {len(cells(path, 'markdown'))} markdown cells for {len(code)} code cells: say what each section does")
+        f"{path.name}: {len(cells(path, 'markdown'))} markdown cells for {len(code)} code cells: say what each section does"
+    )
     assert all(text(cell).strip() for cell in cells(path)), f"{path.name}: remove its empty cells"
 
 
@@ -109,8 +148,14 @@ def test_cells_are_short_and_explained(path):
 def test_code_is_python_without_type_hints(path):
     for cell in cells(path, "code"):
         for node in ast.walk(python(cell)):
-            hinted = isinstance(node, ast.AnnAssign) or getattr(node, "returns", None) or getattr(node, "annotation", None)
-            assert not hinted, f"{path.name}: type hint in the cell that begins {text(cell).splitlines()[0]!r}"
+            hinted = (
+                isinstance(node, ast.AnnAssign)
+                or getattr(node, "returns", None)
+                or getattr(node, "annotation", None)
+            )
+            assert not hinted, (
+                f"{path.name}: type hint in the cell that begins {text(cell).splitlines()[0]!r}"
+            )
 
 
 @every_notebook
@@ -118,8 +163,14 @@ def test_no_absolute_paths(path):
     for cell in cells(path, "code")[1:]:
         nodes = list(ast.walk(python(cell)))
         # f"{folder}/name" is fine
-        pieces = [part for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values[1:]]
-        strings = [n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str) and n not in pieces]
+        pieces = [
+            part for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values[1:]
+        ]
+        strings = [
+            n.value
+            for n in nodes
+            if isinstance(n, ast.Constant) and isinstance(n.value, str) and n not in pieces
+        ]
         absolute = [s for s in strings if re.match(r"(/|~/|[A-Za-z]:\\)\w", s)]
         assert not absolute, f"{path.name}: absolute path {absolute}: use helpers.paths"
 
@@ -127,7 +178,11 @@ def test_no_absolute_paths(path):
 def allowed_imports() -> set[str]:
     lines = (PROJECT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     packages = [re.match(r"[\w.-]+", line)[0] for line in lines if re.match(r"[\w.-]+", line)]
-    return {IMPORT_NAMES.get(name, name.replace("-", "_")) for name in packages} | {"helpers"} | set(sys.stdlib_module_names)
+    return (
+        {IMPORT_NAMES.get(name, name.replace("-", "_")) for name in packages}
+        | {"helpers"}
+        | set(sys.stdlib_module_names)
+    )
 
 
 @every_notebook
@@ -151,32 +206,73 @@ def outputs(path: Path) -> list[dict]:
 def test_committed_outputs_are_those_of_one_clean_run(path):
     counts = [cell["execution_count"] for cell in cells(path, "code")]
     if outputs(path) or any(counts):
-        assert counts == list(range(1, len(counts) + 1)), f"{path.name}: not executed in order; ./run_all.sh --publish does"
-    assert not [o for o in outputs(path) if o["output_type"] == "error"], f"{path.name}: holds an error; run it again"
+        assert counts == list(range(1, len(counts) + 1)), (
+            f"{path.name}: not executed in order; ./run_all.sh --publish does"
+        )
+    assert not [o for o in outputs(path) if o["output_type"] == "error"], (
+        f"{path.name}: holds an error; run it again"
+    )
 
 
 @every_notebook
 def test_committed_outputs_render_everywhere(path):
-    assert path.stat().st_size < 1e6, f"{path.name}: {path.stat().st_size / 1e6:.1f} MB; draw fewer or smaller figures"
+    assert path.stat().st_size < 1e6, (
+        f"{path.name}: {path.stat().st_size / 1e6:.1f} MB; draw fewer or smaller figures"
+    )
     shown = json.dumps(outputs(path))
     assert "widget-view" not in shown and "<audio" not in shown and '"audio/' not in shown, (
-        f"{path.name}: holds a widget or an audio player, which GitHub does not show")
-    assert set(json.loads(path.read_text(encoding="utf-8"))["metadata"]) <= {"kernelspec", "language_info"}, (
-        f"{path.name}: ./run_all.sh --publish strips what tells of the machine")
+        f"{path.name}: holds a widget or an audio player, which GitHub does not show"
+    )
+    assert set(json.loads(path.read_text(encoding="utf-8"))["metadata"]) <= {
+        "kernelspec",
+        "language_info",
+    }, f"{path.name}: ./run_all.sh --publish strips what tells of the machine"
 
 
 @every_notebook
 def test_no_numbers_of_results_in_prose(path):
     for cell in cells(path, "markdown"):
         found = re.findall(r"\bUAR (?:of )?[.\d]+|\b\d+[.,]\d+ ?%", text(cell))
-        assert not found, f"{path.name}: {found} is typed into prose; say it by plots.say, from variables"
+        assert not found, (
+            f"{path.name}: {found} is typed into prose; say it by plots.say, from variables"
+        )
 
 
 def test_no_file_mentions_the_machine_it_was_made_on():
-    ignored = {".git", ".venv", "reports", "raw", "work", "__pycache__", ".pytest_cache", ".ruff_cache", ".ipynb_checkpoints"}
-    known = {".py", ".md", ".ipynb", ".toml", ".txt", ".sh", ".yaml", ".yml", ".json", ".csv", ".html", ""}
+    ignored = {
+        ".git",
+        ".venv",
+        "reports",
+        "raw",
+        "work",
+        "__pycache__",
+        ".pytest_cache",
+        ".ruff_cache",
+        ".ipynb_checkpoints",
+    }
+    known = {
+        ".py",
+        ".md",
+        ".ipynb",
+        ".toml",
+        ".txt",
+        ".sh",
+        ".yaml",
+        ".yml",
+        ".json",
+        ".csv",
+        ".html",
+        "",
+    }
     place = re.compile(r"(?<![\w.~}])/" + r"work/|/work" + r"/(main|shared)\b")
-    guilty = [str(path.relative_to(PROJECT)) for path in PROJECT.rglob("*")
-              if path.is_file() and path.suffix in known and not ignored & set(path.relative_to(PROJECT).parts)
-              and place.search(path.read_text(encoding="utf-8", errors="replace"))]
-    assert not guilty, f"replace the folders of this machine in {guilty}; ./run_all.sh --publish does it for notebooks"
+    guilty = [
+        str(path.relative_to(PROJECT))
+        for path in PROJECT.rglob("*")
+        if path.is_file()
+        and path.suffix in known
+        and not ignored & set(path.relative_to(PROJECT).parts)
+        and place.search(path.read_text(encoding="utf-8", errors="replace"))
+    ]
+    assert not guilty, (
+        f"replace the folders of this machine in {guilty}; ./run_all.sh --publish does it for notebooks"
+    )

@@ -27,7 +27,10 @@ def test_results_are_in_order_and_libraries_compute_alone_meanwhile():
 
     found = side_by_side(look, [0, 1, 2, 3])
     assert [i for i, *_ in found] == [0, 1, 2, 3]
-    assert all(set(blas) == {1} and torch_threads == 1 and "side_by_side" in name for _, blas, torch_threads, name in found)
+    assert all(
+        set(blas) == {1} and torch_threads == 1 and "side_by_side" in name
+        for _, blas, torch_threads, name in found
+    )
     assert blas_threads() == before and torch.get_num_threads() == torchs
     assert side_by_side(look, []) == []
 
@@ -56,7 +59,9 @@ def test_an_error_comes_out_and_the_next_call_works():
 
 
 def test_clips_come_back_in_order_from_processes():
-    assert list(over_clips(pow, [(i, 2) for i in range(50)], n_jobs=2)) == [i * i for i in range(50)]
+    assert list(over_clips(pow, [(i, 2) for i in range(50)], n_jobs=2)) == [
+        i * i for i in range(50)
+    ]
 
 
 def killed(number: int) -> int:
@@ -66,6 +71,8 @@ def killed(number: int) -> int:
 
 
 def test_a_killed_process_is_told_in_words_and_the_next_call_works():
-    with pytest.raises(ChildProcessError, match="ended from outside, mostly because memory ran short"):
+    with pytest.raises(
+        ChildProcessError, match="ended from outside, mostly because memory ran short"
+    ):
         list(over_clips(killed, [(i,) for i in range(8)], n_jobs=2))
     assert list(over_clips(abs, [(-i,) for i in range(8)], n_jobs=2)) == list(range(8))

@@ -27,13 +27,16 @@ from helpers.splits import make_folds
 HELPERS = Path(pipeline.__file__).parent
 ROOT = HELPERS.parent
 LOG = "import json, os\ndef log(**line): print(json.dumps(line), file=open(os.environ['SER_RUN_LOG'], 'a'))\n"
-READ_AND_WRITE = LOG + """import hashlib, pathlib
+READ_AND_WRITE = (
+    LOG
+    + """import hashlib, pathlib
 digest = lambda path: hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
 if IN: log(event='read', path=IN, sha256=digest(IN))
 if OUT:
     pathlib.Path(OUT).write_text(f'{pathlib.Path(IN).read_text() if IN else ""}{EPOCHS}')
     log(event='write', path=OUT, sha256=digest(OUT))
     log(event='read', path=OUT, sha256=digest(OUT))"""
+)
 CORPORA = """from types import SimpleNamespace as Record
 CORPORA = {"demo": Record(default_policy="four", policies={"four": {}, "two": {}}, synthetic=True)}
 get = CORPORA.__getitem__
@@ -50,9 +53,13 @@ svm,speaker-normalised,False,96,0.7,0.64,0.77,0.69,0.7,0.7,0.71,0.06,0.9,"demo, 
 def write_notebook(project: Path, name: str, *cells: str, **parameters) -> Path:
     """Write a notebook: a heading, its parameters cell, and the given code cells."""
     literals = {"CORPUS": "demo", "EPOCHS": 5, **parameters}
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(f"# {name[:2]} · On {name[3:]}")])
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_markdown_cell(f"# {name[:2]} · On {name[3:]}")]
+    )
     code = ["\n".join(f"{key} = {value!r}" for key, value in literals.items()), *cells]
-    notebook.cells += [nbformat.v4.new_code_cell(source, id=f"cell-{number}") for number, source in enumerate(code)]
+    notebook.cells += [
+        nbformat.v4.new_code_cell(source, id=f"cell-{number}") for number, source in enumerate(code)
+    ]
     notebook.cells[1].metadata["tags"] = ["parameters"]
     path = project / "notebooks" / f"{name}.ipynb"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +70,9 @@ def write_notebook(project: Path, name: str, *cells: str, **parameters) -> Path:
 def run_here(book, values, settings, watch) -> str:
     """Stand in for papermill: execute the cells in this process, with values injected after the parameters."""
     notebook, names = nbformat.read(book.path, 4), {}
-    injected = nbformat.v4.new_code_cell("\n".join(f"{k} = {v!r}" for k, v in values.items()), id="injected")
+    injected = nbformat.v4.new_code_cell(
+        "\n".join(f"{k} = {v!r}" for k, v in values.items()), id="injected"
+    )
     injected.metadata["tags"] = ["injected-parameters"]
     notebook.cells.insert(2, injected)
     notebook.metadata["papermill"] = {"start_time": time.time()}
@@ -110,17 +119,22 @@ def run(project: Path, **options) -> dict[str, str]:
 
 
 def books_of(project: Path) -> list[notebooks.Notebook]:
-    return [notebooks.read_notebook(path) for path in sorted((project / "notebooks").glob("*.ipynb"))]
+    return [
+        notebooks.read_notebook(path) for path in sorted((project / "notebooks").glob("*.ipynb"))
+    ]
 
 
 # Parameters
 
 
-@pytest.mark.parametrize("profile, message", [
-    ("'02': {EPOCH: 3}", r"02_second.ipynb has no parameter EPOCH .*CORPUS, EPOCHS, IN, OUT"),
-    ("all: {EPOCH: 3}", r"sets \['EPOCH'\] for all"),
-    ("'03': {EPOCHS: 3}", r"names notebooks \['03'\]"),
-])
+@pytest.mark.parametrize(
+    "profile, message",
+    [
+        ("'02': {EPOCH: 3}", r"02_second.ipynb has no parameter EPOCH .*CORPUS, EPOCHS, IN, OUT"),
+        ("all: {EPOCH: 3}", r"sets \['EPOCH'\] for all"),
+        ("'03': {EPOCHS: 3}", r"names notebooks \['03'\]"),
+    ],
+)
 def test_unknown_profile_value_fails_before_anything_runs(project, profile, message):
     (project / "helpers/profiles/full.yaml").write_text(profile)
     with pytest.raises(notebooks.Refused, match=message):
@@ -129,7 +143,9 @@ def test_unknown_profile_value_fails_before_anything_runs(project, profile, mess
 
 
 def test_profile_values_reach_the_notebook(project):
-    (project / "helpers/profiles/full.yaml").write_text("{all: {EPOCHS: 2}, 01: {EPOCHS: 7}}")  # 01: a number
+    (project / "helpers/profiles/full.yaml").write_text(
+        "{all: {EPOCHS: 2}, 01: {EPOCHS: 7}}"
+    )  # 01: a number
     assert run(project) == {"01": "run", "02": "run"}
     assert (project / "table.txt").read_text() == "7"
 
@@ -165,17 +181,46 @@ def test_fresh_notebooks_are_skipped(project):
     assert run(project, force=True) == {"01": "run", "02": "run"}
 
 
-@pytest.mark.parametrize("change, expected", [
-    (lambda p: write_notebook(p, "01_first", READ_AND_WRITE + "\n", IN="", OUT=str(p / "table.txt")),
-     {"01": "run", "02": "fresh"}),
-    (lambda p: (p / "helpers/profiles/full.yaml").write_text("'02': {EPOCHS: 9}"), {"01": "fresh", "02": "run"}),
-    (lambda p: (p / "helpers/profiles/full.yaml").write_text("'01': {EPOCHS: 9}"), {"01": "run", "02": "run"}),
-    (lambda p: (p / "helpers/base.py").write_text("ONE = 2"), {"01": "fresh", "02": "run"}),
-    (lambda p: (p / "helpers/plots.py").write_text("COLOUR = 2"), {"01": "fresh", "02": "fresh"}),
-    (lambda p: (p / "table.txt").unlink(), {"01": "run", "02": "fresh"}),
-    (lambda p: (p / "reports/demo/02_second.ipynb").unlink(), {"01": "fresh", "02": "run"}),
-    (lambda p: (p / "work/demo/runs/any/01_first.json").write_text('{"code":'), {"01": "run", "02": "fresh"}),
-], ids=["text", "parameter", "input", "imported module", "plots", "output gone", "executed copy gone", "broken stamp"])
+@pytest.mark.parametrize(
+    "change, expected",
+    [
+        (
+            lambda p: write_notebook(
+                p, "01_first", READ_AND_WRITE + "\n", IN="", OUT=str(p / "table.txt")
+            ),
+            {"01": "run", "02": "fresh"},
+        ),
+        (
+            lambda p: (p / "helpers/profiles/full.yaml").write_text("'02': {EPOCHS: 9}"),
+            {"01": "fresh", "02": "run"},
+        ),
+        (
+            lambda p: (p / "helpers/profiles/full.yaml").write_text("'01': {EPOCHS: 9}"),
+            {"01": "run", "02": "run"},
+        ),
+        (lambda p: (p / "helpers/base.py").write_text("ONE = 2"), {"01": "fresh", "02": "run"}),
+        (
+            lambda p: (p / "helpers/plots.py").write_text("COLOUR = 2"),
+            {"01": "fresh", "02": "fresh"},
+        ),
+        (lambda p: (p / "table.txt").unlink(), {"01": "run", "02": "fresh"}),
+        (lambda p: (p / "reports/demo/02_second.ipynb").unlink(), {"01": "fresh", "02": "run"}),
+        (
+            lambda p: (p / "work/demo/runs/any/01_first.json").write_text('{"code":'),
+            {"01": "run", "02": "fresh"},
+        ),
+    ],
+    ids=[
+        "text",
+        "parameter",
+        "input",
+        "imported module",
+        "plots",
+        "output gone",
+        "executed copy gone",
+        "broken stamp",
+    ],
+)
 def test_what_makes_a_notebook_run_again(project, change, expected):
     run(project)
     change(project)
@@ -197,41 +242,75 @@ def test_another_policy_runs_only_what_knows_policies(project):
 
 
 def test_imports_are_found_in_every_spelling():
-    source = ("import helpers.a.b, numpy\nfrom helpers import c as x, d\nfrom helpers.e import f\n"
-              "from . import g\nfrom .h import i")
+    source = (
+        "import helpers.a.b, numpy\nfrom helpers import c as x, d\nfrom helpers.e import f\n"
+        "from . import g\nfrom .h import i"
+    )
     assert pipeline.imported(source, "here") == {"a", "c", "d", "e", "g", "h"}
 
 
-@pytest.mark.parametrize(("kind", "reason"), [("WeightsMissing", "weights missing"), ("TextMissing", "no text")])
-def test_notebook_that_lacks_something_is_skipped_until_it_may_be_there(project, capsys, monkeypatch, kind, reason):
+@pytest.mark.parametrize(
+    ("kind", "reason"), [("WeightsMissing", "weights missing"), ("TextMissing", "no text")]
+)
+def test_notebook_that_lacks_something_is_skipped_until_it_may_be_there(
+    project, capsys, monkeypatch, kind, reason
+):
     monkeypatch.setenv("SER_MODELS", str(project / "models"))
-    write_notebook(project, "02_second", f"class {kind}(FileNotFoundError): pass", f"raise {kind}('put them into SER_MODELS')")
+    write_notebook(
+        project,
+        "02_second",
+        f"class {kind}(FileNotFoundError): pass",
+        f"raise {kind}('put them into SER_MODELS')",
+    )
     write_notebook(project, "03_third", "x = 1")
     tried, run_papermill = [], pipeline.run_papermill
-    monkeypatch.setattr(pipeline, "run_papermill", lambda book, *rest: tried.append(book.number) or run_papermill(book, *rest))
+    monkeypatch.setattr(
+        pipeline,
+        "run_papermill",
+        lambda book, *rest: tried.append(book.number) or run_papermill(book, *rest),
+    )
     assert run(project) == {"01": "run", "02": "skipped", "03": "run"}
-    assert run(project) == {"01": "fresh", "02": "skipped", "03": "fresh"} and tried == ["01", "02", "03"]
-    pipeline.print_table(pipeline.run(books_of(project), settings_of(project)), project / "index.html")
+    assert run(project) == {"01": "fresh", "02": "skipped", "03": "fresh"} and tried == [
+        "01",
+        "02",
+        "03",
+    ]
+    pipeline.print_table(
+        pipeline.run(books_of(project), settings_of(project)), project / "index.html"
+    )
     assert f"{reason}: put them into SER_MODELS" in capsys.readouterr().out
-    assert run(project, only=("02",)) == {"01": "earlier", "02": "skipped", "03": "earlier"} and tried[3:] == ["02"]
+    assert run(project, only=("02",)) == {
+        "01": "earlier",
+        "02": "skipped",
+        "03": "earlier",
+    } and tried[3:] == ["02"]
     (project / "models/facebook").mkdir(parents=True)
     assert run(project) == {"01": "fresh", "02": "skipped", "03": "fresh"} and tried[4:] == ["02"]
     assert run(project) == {"01": "fresh", "02": "skipped", "03": "fresh"} and len(tried) == 5
     write_notebook(project, "02_second", "x = 2")
-    assert run(project) == {"01": "fresh", "02": "run", "03": "fresh"} and run(project)["02"] == "fresh"
+    assert (
+        run(project) == {"01": "fresh", "02": "run", "03": "fresh"}
+        and run(project)["02"] == "fresh"
+    )
 
 
 def test_what_a_run_cost_survives_a_failure(project):
     settings, book = settings_of(project), books_of(project)[0]
     pipeline.run([book], settings)
     cost = settings.stamp(book).with_suffix(".cost.json")
-    cost.write_text(json.dumps(json.loads(cost.read_text()) | {"longest": 500.0, "largest_mb": 70000}))
+    cost.write_text(
+        json.dumps(json.loads(cost.read_text()) | {"longest": 500.0, "largest_mb": 70000})
+    )
     (project / "table.txt").unlink()  # so that it has to run
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "run_papermill", lambda *arguments: "ValueError: no")
         assert pipeline.run([book], settings)["01_first"]["status"] == "failed"
     again = pipeline.run([book], settings)["01_first"]
-    assert (again["longest"], again["largest_mb"]) == (500, 70000) and again["seconds"] < 500 and again["peak_mb"] < 70000
+    assert (
+        (again["longest"], again["largest_mb"]) == (500, 70000)
+        and again["seconds"] < 500
+        and again["peak_mb"] < 70000
+    )
 
 
 def test_second_run_is_locked_out(tmp_path):
@@ -255,20 +334,32 @@ def test_report_shows_results_and_where_things_are(project):
     (settings.policy_work / "results.csv").write_text(RESULTS)
     page = report.write_report(books, outcomes, settings).read_text()
     assert "these numbers say nothing about real speech" in page
-    assert "<b>66.2 [60.0–72.0]</b>" in page and "<b>61.0" not in page, "the best model of a variant is bold"
+    assert "<b>66.2 [60.0–72.0]</b>" in page and "<b>61.0" not in page, (
+        "the best model of a variant is bold"
+    )
     assert page.index("average") < page.index("majority") < page.index("Speaker-normalised")
     links = re.findall(r'(?:href|src)="([^"#]+)"', page)
-    assert {"01_first.html", "02_second.html", "figures/02_loss%20curve.png", "run.json"} <= set(links)
-    assert not [link for link in links if not (settings.reports / link.replace("%20", " ")).is_file()]
+    assert {"01_first.html", "02_second.html", "figures/02_loss%20curve.png", "run.json"} <= set(
+        links
+    )
+    assert not [
+        link for link in links if not (settings.reports / link.replace("%20", " ")).is_file()
+    ]
     record = json.loads((settings.reports / "run.json").read_text())
     assert record["policy"] == "four" and record["versions"]["python"]
     assert record["notebooks"]["01_first"].keys() >= {"status", "seconds", "peak_mb"}
     (settings.work / "figures/02_loss curve.png").unlink()
     report.write_report(books, outcomes, settings)
-    assert not list((settings.reports / "figures").iterdir()), "a figure that is drawn no longer is shown no longer"
+    assert not list((settings.reports / "figures").iterdir()), (
+        "a figure that is drawn no longer is shown no longer"
+    )
     earlier = [line.split(",") for line in RESULTS.splitlines()]
-    (settings.policy_work / "results.csv").write_text("\n".join(",".join(row[:10] + row[11:]) for row in earlier))
-    assert "<b>66.2 [60.0–72.0]</b>" in report.write_report(books, outcomes, settings).read_text(), "of a version before"
+    (settings.policy_work / "results.csv").write_text(
+        "\n".join(",".join(row[:10] + row[11:]) for row in earlier)
+    )
+    assert (
+        "<b>66.2 [60.0–72.0]</b>" in report.write_report(books, outcomes, settings).read_text()
+    ), "of a version before"
 
 
 # Publishing
@@ -288,33 +379,80 @@ from nbformat import from_dict; outputs = [from_dict(o) for o in outputs]"""
 def publishable(project) -> notebooks.Settings:
     (project / "notebooks/02_second.ipynb").unlink()
     work = project / "work"
-    tell = LOG + """import hashlib, pathlib
+    tell = (
+        LOG
+        + """import hashlib, pathlib
 patterns = '*/*/*/*.parquet', '*/*/*.csv', '*/*/*/faults.csv'
 for path in [p for pattern in patterns for p in pathlib.Path(HERE, 'work').glob(pattern)]:
     if 'renamed' not in path.name:
         log(event='write', path=str(path), sha256=hashlib.sha256(path.read_bytes()).hexdigest())"""
+    )
     write_notebook(project, "01_first", tell, OUTPUTS, HERE=str(project), DEVICE="auto")
-    (project / "README.md").write_text("a\n<!-- results:begin -->\nOLD\n<!-- results:end -->\nb\n"
-                                       "<!-- comparisons:begin -->\n<!-- comparisons:end -->\n"
-                                       "<!-- talk:begin -->\n<!-- talk:end -->\n<!-- faults:begin -->\n<!-- faults:end -->\n"
-                                       "<!-- cost:begin -->\n<!-- cost:end -->\nc")
+    (project / "README.md").write_text(
+        "a\n<!-- results:begin -->\nOLD\n<!-- results:end -->\nb\n"
+        "<!-- comparisons:begin -->\n<!-- comparisons:end -->\n"
+        "<!-- talk:begin -->\n<!-- talk:end -->\n<!-- faults:begin -->\n<!-- faults:end -->\n"
+        "<!-- cost:begin -->\n<!-- cost:end -->\nc"
+    )
     settings = settings_of(project, device="cpu")
     folds = make_folds(make_utterances(10, 4), n_folds=5)
     tables.write_table(folds, settings.policy_work / "folds.csv", "folds", notebook="test")
-    for name, skill in {"predictions/net": 2.5, "predictions/renamed": 1.0, "comparisons/net__without_it": 1.0,
-                        "untrained/random": 0.0}.items():
+    for name, skill in {
+        "predictions/net": 2.5,
+        "predictions/renamed": 1.0,
+        "comparisons/net__without_it": 1.0,
+        "untrained/random": 0.0,
+    }.items():
         table = make_predictions(folds, skill)
-        tables.write_table(table, settings.policy_work / f"{name}.parquet", "predictions", notebook="test")
-    tables.write_table(table, work / "talk/seven/predictions/words.parquet", "predictions", notebook="test")
-    (work / "talk/seven/results.csv").write_text(RESULTS.replace("average", "of words").replace("demo, four", "talk, seven"))
-    fold = {"fit": ["a", "b"], "notes": {"parameters": 9, "curves": [{}, {}], "setting": {"epochs": 5, "dropout": 0.3}}}
-    faults = pd.DataFrame([{"fault": "(b) at random", "n": 40, "uar": 0.9, "uar_low": 0.8, "uar_high": 1.0, "honest": 0.5,
-                            "difference": 0.4, "low": 0.3, "high": 0.5, "p_holm": 0.01, "audit": "speakers"}])
-    tables.write_table(faults, settings.policy_work / "evaluation/faults.csv", "faults", notebook="test")
-    record = {"variant": "inductive", "inputs": {"shape": [4, 5]}, "folds": {"1": fold, "2": fold},
-              "settings": {"build": "MelCNN", "search": {"epochs": [1]}, "trials": 2, "epochs": 9, "options": {"hidden": 4}}}
+        tables.write_table(
+            table, settings.policy_work / f"{name}.parquet", "predictions", notebook="test"
+        )
+    tables.write_table(
+        table, work / "talk/seven/predictions/words.parquet", "predictions", notebook="test"
+    )
+    (work / "talk/seven/results.csv").write_text(
+        RESULTS.replace("average", "of words").replace("demo, four", "talk, seven")
+    )
+    fold = {
+        "fit": ["a", "b"],
+        "notes": {"parameters": 9, "curves": [{}, {}], "setting": {"epochs": 5, "dropout": 0.3}},
+    }
+    faults = pd.DataFrame(
+        [
+            {
+                "fault": "(b) at random",
+                "n": 40,
+                "uar": 0.9,
+                "uar_low": 0.8,
+                "uar_high": 1.0,
+                "honest": 0.5,
+                "difference": 0.4,
+                "low": 0.3,
+                "high": 0.5,
+                "p_holm": 0.01,
+                "audit": "speakers",
+            }
+        ]
+    )
+    tables.write_table(
+        faults, settings.policy_work / "evaluation/faults.csv", "faults", notebook="test"
+    )
+    record = {
+        "variant": "inductive",
+        "inputs": {"shape": [4, 5]},
+        "folds": {"1": fold, "2": fold},
+        "settings": {
+            "build": "MelCNN",
+            "search": {"epochs": [1]},
+            "trials": 2,
+            "epochs": 9,
+            "options": {"hidden": 4},
+        },
+    }
     experiment.write_record([record], settings.policy_work / "records/net.json")
-    experiment.write_record([record | {"settings": {"estimator": "LDA"}}], settings.policy_work / "records/lda.json")
+    experiment.write_record(
+        [record | {"settings": {"estimator": "LDA"}}], settings.policy_work / "records/lda.json"
+    )
     (settings.policy_work / "results.csv").write_text(RESULTS)
     return settings
 
@@ -331,12 +469,21 @@ def test_published_notebook_is_normalised(publishable):
     text = run_and_publish(publishable)
     notebook = nbformat.reads(text, 4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert [cell.execution_count for cell in code] == [1, 2, 3], "no injected cell, counted from one"
+    assert [cell.execution_count for cell in code] == [1, 2, 3], (
+        "no injected cell, counted from one"
+    )
     assert [cell.id for cell in code] == ["cell-0", "cell-1", "cell-2"]
-    assert "papermill" not in text and [cell.metadata for cell in code] == [{"tags": ["parameters"]}, {}, {}]
+    assert "papermill" not in text and [cell.metadata for cell in code] == [
+        {"tags": ["parameters"]},
+        {},
+        {},
+    ]
     outputs = code[-1].outputs
     assert [output.get("text") or output.data["text/plain"] for output in outputs] == [
-        "SER_WORK/demo/a.csv\nand on\n", "helpers/x.py:1: UserWarning: short\n", "'.'"]
+        "SER_WORK/demo/a.csv\nand on\n",
+        "helpers/x.py:1: UserWarning: short\n",
+        "'.'",
+    ]
     assert outputs[-1].execution_count == 3
     assert run_and_publish(publishable) == text, "publishing again gives the same bytes"
 
@@ -349,37 +496,79 @@ def test_published_pictures_have_a_palette_and_look_the_same():
     plt.close(figure)
     given = base64.b64encode(drawn.getvalue()).decode()
     found = publish.in_few_colours(given)
-    before, after = (np.asarray(Image.open(io.BytesIO(base64.b64decode(x))).convert("RGB"), int) for x in (given, found))
+    before, after = (
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(x))).convert("RGB"), int)
+        for x in (given, found)
+    )
     assert len(found) < len(given) and np.abs(before - after).mean() < 2
-    assert np.percentile(np.abs(before - after), 99.9) < 30 and len(np.unique(after.reshape(-1, 3), axis=0)) <= 256
+    assert (
+        np.percentile(np.abs(before - after), 99.9) < 30
+        and len(np.unique(after.reshape(-1, 3), axis=0)) <= 256
+    )
 
 
 def test_published_files_and_readme(publishable):
     run_and_publish(publishable)
     results = publishable.project / "data/results/demo/four"
     assert {str(path.relative_to(results)) for path in results.rglob("*") if path.is_file()} == {
-        "net.parquet", "comparisons/net__without_it.parquet", "evaluation/faults.csv", "folds.csv", "results.csv", "run.json",
-        "networks.json"}
+        "net.parquet",
+        "comparisons/net__without_it.parquet",
+        "evaluation/faults.csv",
+        "folds.csv",
+        "results.csv",
+        "run.json",
+        "networks.json",
+    }
     talk = publishable.project / "data/results/talk/seven"
     assert sorted(path.name for path in talk.iterdir()) == ["results.csv", "words.parquet"]
-    assert json.loads((results / "networks.json").read_text()) == {"net": {
-        "inputs": {"shape": [4, 5]}, "parameters": 9, "epochs": [2, 2], "clips": [2, 2],
-        "settings": {"build": "MelCNN", "trials": 2, "epochs": 5, "options": {"hidden": 4, "dropout": 0.3}}}}
+    assert json.loads((results / "networks.json").read_text()) == {
+        "net": {
+            "inputs": {"shape": [4, 5]},
+            "parameters": 9,
+            "epochs": [2, 2],
+            "clips": [2, 2],
+            "settings": {
+                "build": "MelCNN",
+                "trials": 2,
+                "epochs": 5,
+                "options": {"hidden": 4, "dropout": 0.3},
+            },
+        }
+    }
     readme = (publishable.project / "README.md").read_text()
     assert "| average | **66.2 [60.0–72.0]** |" in readme and "OLD" not in readme
     own, _, others = readme.partition("<!-- talk:begin -->")
-    assert "of words" not in own and "| of words | **66.2 [60.0–72.0]** |" in others and "talk, seven" in others
-    assert re.search(r"\| net__without_it \| inductive \| [\d.]+ \[[\d.–]+\] \| \+[\d.]+ \[\+[\d.]+, \+[\d.]+\] \|", readme)
-    assert "| (b) at random | 90.0 [80.0–100.0] | 50.0 | +40.0 [+30.0, +50.0] | speakers |" in readme
-    assert "[01 · On first](notebooks/01_first.ipynb)" in readme and readme.endswith("<!-- cost:end -->\nc")
+    assert (
+        "of words" not in own
+        and "| of words | **66.2 [60.0–72.0]** |" in others
+        and "talk, seven" in others
+    )
+    assert re.search(
+        r"\| net__without_it \| inductive \| [\d.]+ \[[\d.–]+\] \| \+[\d.]+ \[\+[\d.]+, \+[\d.]+\] \|",
+        readme,
+    )
+    assert (
+        "| (b) at random | 90.0 [80.0–100.0] | 50.0 | +40.0 [+30.0, +50.0] | speakers |" in readme
+    )
+    assert "[01 · On first](notebooks/01_first.ipynb)" in readme and readme.endswith(
+        "<!-- cost:end -->\nc"
+    )
 
 
-def test_another_corpus_than_the_notebooks_show_leaves_predictions_and_a_table_of_its_own(publishable):
+def test_another_corpus_than_the_notebooks_show_leaves_predictions_and_a_table_of_its_own(
+    publishable,
+):
     notebook = run_and_publish(publishable)
     readme = (publishable.project / "README.md").read_text()
     folds = make_folds(make_utterances(10, 4), n_folds=5)
-    other = replace(publishable, corpus="talk", work=publishable.work.parent / "talk", policy="", default_policy="seven",
-                    allow_incomplete=True)
+    other = replace(
+        publishable,
+        corpus="talk",
+        work=publishable.work.parent / "talk",
+        policy="",
+        default_policy="seven",
+        allow_incomplete=True,
+    )
     tables.write_table(folds, other.policy_work / "folds.csv", "folds", notebook="test")
     with pytest.raises(notebooks.Refused, match="no lines <!-- talk:begin -->"):
         (publishable.project / "README.md").write_text(readme.replace("talk:", "chat:"))
@@ -399,7 +588,10 @@ def test_another_corpus_than_the_notebooks_show_leaves_predictions_and_a_table_o
 def test_what_was_not_run_keeps_what_was_published(publishable):
     results = publishable.project / "data/results/demo/four"
     first = run_and_publish(publishable)
-    published, nets = json.loads((results / "run.json").read_text()), (results / "networks.json").read_text()
+    published, nets = (
+        json.loads((results / "run.json").read_text()),
+        (results / "networks.json").read_text(),
+    )
     publishable.stamp(books_of(publishable.project)[0]).unlink()
     shutil.rmtree(publishable.policy_work / "records")
     write_notebook(publishable.project, "02_second", "x = 1", DEVICE="auto")
@@ -419,22 +611,28 @@ def test_what_was_not_run_keeps_what_was_published(publishable):
 def test_card_of_a_model_that_was_not_trained_here_is_the_published_one_if_results_agree():
     card = {"variant": "inductive", "made by": {"notebook": "07"}, "results": {"uar": 0.5}}
     published = [{"model": name} | card for name in "abc"]
-    here = [card | {"made by": {"notebook": notebook}, "results": {"uar": uar}}
-            for card, notebook, uar in zip(published, [None, "08", None], [0.5, 0.5, 0.6], strict=True)]
+    here = [
+        card | {"made by": {"notebook": notebook}, "results": {"uar": uar}}
+        for card, notebook, uar in zip(published, [None, "08", None], [0.5, 0.5, 0.6], strict=True)
+    ]
     assert publish.with_earlier_cards(here, published) == [published[0], here[1], here[2]]
     assert publish.with_earlier_cards(here, []) == here
 
 
 def test_small_model_is_published_in_place_of_the_one_before(publishable):
-    source, target = publishable.policy_work / "models/average_small", publishable.project / "data/models/four"
+    source, target = (
+        publishable.policy_work / "models/average_small",
+        publishable.project / "data/models/four",
+    )
     (source / "member").mkdir(parents=True)
     (source / "card.json").write_text("{}")
     (source / "member/inductive.safetensors").write_bytes(b"weights")
     target.mkdir(parents=True)
     (target / "of_an_older_run.skops").write_bytes(b"x")
     run_and_publish(publishable)
-    assert sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()) == [
-        "card.json", "member/inductive.safetensors"]
+    assert sorted(
+        path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()
+    ) == ["card.json", "member/inductive.safetensors"]
     (source / "member/inductive.safetensors").write_bytes(bytes(6_000_000))
     before = (publishable.project / "README.md").read_text()
     with pytest.raises(notebooks.Refused, match=r"6\.0 MB, at most 5"):
@@ -454,18 +652,31 @@ def test_publishing_refuses_other_values_than_the_defaults(publishable):
 def test_publishing_refuses_code_that_did_not_run(publishable):
     books = books_of(publishable.project)
     outcomes = pipeline.run(books, publishable)
-    write_notebook(publishable.project, "01_first", "x = 2", OUTPUTS, HERE=str(publishable.project), DEVICE="auto")
+    write_notebook(
+        publishable.project,
+        "01_first",
+        "x = 2",
+        OUTPUTS,
+        HERE=str(publishable.project),
+        DEVICE="auto",
+    )
     with pytest.raises(notebooks.Refused, match="not the code that ran"):
         publish.publish(books, outcomes, publishable)
 
 
 def test_badges_follow_the_address_in_pyproject(tmp_path):
-    (tmp_path / "pyproject.toml").write_text('[project.urls]\nRepository = "https://github.com/me/mine.git"\n')
+    (tmp_path / "pyproject.toml").write_text(
+        '[project.urls]\nRepository = "https://github.com/me/mine.git"\n'
+    )
     badge = "[![Colab](badge.svg)](https://colab.research.google.com/github/a/b/blob/main/notebooks/{}.ipynb)"
     path = write_notebook(tmp_path, "01_first", 'REPOSITORY = "https://github.com/a/b"')
     path.write_text(path.read_text().replace("On first", badge.format("00_renamed")))
     (tmp_path / "README.md").write_text(badge.format("01_first"))
-    assert publish.badges(tmp_path, check=True) == ["01_first.ipynb", "README.md"] == publish.badges(tmp_path)
+    assert (
+        publish.badges(tmp_path, check=True)
+        == ["01_first.ipynb", "README.md"]
+        == publish.badges(tmp_path)
+    )
     assert publish.badges(tmp_path, check=True) == []
     text = path.read_text() + (tmp_path / "README.md").read_text()
     assert text.count("github/me/mine/blob/main/notebooks/01_first.ipynb") == 2
@@ -479,8 +690,18 @@ def test_badges_follow_the_address_in_pyproject(tmp_path):
 def real(tmp_path) -> Path:
     """A copy of the package in a project of its own, with a made-up registry of corpora."""
     (tmp_path / "helpers").mkdir()
-    for name in ("__init__.py", "paths.py", "cache.py", "tables.py", "pipeline.py", "notebooks.py", "report.py",
-                 "publish.py", "mirror.py", "report.html"):
+    for name in (
+        "__init__.py",
+        "paths.py",
+        "cache.py",
+        "tables.py",
+        "pipeline.py",
+        "notebooks.py",
+        "report.py",
+        "publish.py",
+        "mirror.py",
+        "report.html",
+    ):
         shutil.copy(HELPERS / name, tmp_path / "helpers")
     shutil.copytree(HELPERS / "profiles", tmp_path / "helpers/profiles")
     for profile in (tmp_path / "helpers/profiles").iterdir():
@@ -492,23 +713,36 @@ def real(tmp_path) -> Path:
 
 def start(project: Path, *options: str, home: Path | None = None) -> subprocess.Popen:
     environment = {**os.environ, "SER_WORK": "work", "HOME": str(home or Path.home())}
-    return subprocess.Popen([sys.executable, "-m", "helpers.pipeline", *options], cwd=project, env=environment,
-                            text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return subprocess.Popen(
+        [sys.executable, "-m", "helpers.pipeline", *options],
+        cwd=project,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
 
 
 def test_failure_is_told_and_the_next_run_resumes_there(real, tmp_path):
     kernel = tmp_path / "home/.local/share/jupyter/kernels/python3/kernel.json"  # of another Python
     kernel.parent.mkdir(parents=True)
     kernel.write_text('{"argv": ["/bin/false"], "display_name": "Python 3", "language": "python"}')
-    write_notebook(real, "01_first", f"import os, sys\nassert sys.executable == {sys.executable!r}\n"
-                   f"assert os.getcwd() == {str(real / 'notebooks')!r} and os.path.isabs(os.environ['SER_WORK'])")
+    write_notebook(
+        real,
+        "01_first",
+        f"import os, sys\nassert sys.executable == {sys.executable!r}\n"
+        f"assert os.getcwd() == {str(real / 'notebooks')!r} and os.path.isabs(os.environ['SER_WORK'])",
+    )
     write_notebook(real, "02_second", "deep = {}", "# looks it up\ndeep['well']")
     process = start(real, home=tmp_path / "home")
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 1, output
     assert "KeyError: 'well'" in output and "in cell [4], which begins: # looks it up" in output
     page = (real / "reports/demo/index.html").read_text()
-    assert "02_second failed" in page and "KeyError" in (real / "reports/demo/02_second.html").read_text()
+    assert (
+        "02_second failed" in page
+        and "KeyError" in (real / "reports/demo/02_second.html").read_text()
+    )
 
     write_notebook(real, "02_second", "deep = {'well': 1}", "deep['well']")
     process = start(real)
@@ -518,14 +752,21 @@ def test_failure_is_told_and_the_next_run_resumes_there(real, tmp_path):
 
     started = time.monotonic()
     process = start(real)
-    assert re.search(r"02_second +fresh", process.communicate(timeout=60)[0]) and process.returncode == 0
+    assert (
+        re.search(r"02_second +fresh", process.communicate(timeout=60)[0])
+        and process.returncode == 0
+    )
     assert time.monotonic() - started < 15, "nothing to do must not take long"
 
 
 @pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM])
 def test_killed_run_leaves_nothing_that_looks_finished(real, kind):
-    write_notebook(real, "01_first", "import os, pathlib, time\n"
-                   "pathlib.Path('../pid').write_text(str(os.getpid()))\ntime.sleep(60)")
+    write_notebook(
+        real,
+        "01_first",
+        "import os, pathlib, time\n"
+        "pathlib.Path('../pid').write_text(str(os.getpid()))\ntime.sleep(60)",
+    )
     process = start(real)
     deadline = time.monotonic() + 60
     while not (real / "pid").exists() or not (real / "pid").read_text():
@@ -538,19 +779,30 @@ def test_killed_run_leaves_nothing_that_looks_finished(real, kind):
     while Path(f"/proc/{kernel}").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not Path(f"/proc/{kernel}").exists(), "the kernel ends with the run"
-    settings = notebooks.Settings(project=real, work=real / "work/demo", corpus="demo", default_policy="four")
+    settings = notebooks.Settings(
+        project=real, work=real / "work/demo", corpus="demo", default_policy="four"
+    )
     book = notebooks.read_notebook(real / "notebooks/01_first.ipynb")
     assert pipeline.why_stale(book, {"CORPUS": "demo"}, settings) == "no finished run"
     with pipeline.locked(settings.work):  # and the lock went with the process
         pass
 
 
-@pytest.mark.parametrize("options, code, text", [
-    (["--help"], 0, "Usage: ./run_all.sh"), (["--colour", "red"], 2, "unknown option '--colour'"),
-    (["--corpus"], 2, "needs a value"),
-])
+@pytest.mark.parametrize(
+    "options, code, text",
+    [
+        (["--help"], 0, "Usage: ./run_all.sh"),
+        (["--colour", "red"], 2, "unknown option '--colour'"),
+        (["--corpus"], 2, "needs a value"),
+    ],
+)
 def test_run_all_answers_without_an_environment(real, options, code, text):
-    found = subprocess.run([real / "run_all.sh", *options], cwd="/", capture_output=True, text=True,
-                           env={"PATH": os.environ["PATH"]})
+    found = subprocess.run(
+        [real / "run_all.sh", *options],
+        cwd="/",
+        capture_output=True,
+        text=True,
+        env={"PATH": os.environ["PATH"]},
+    )
     assert found.returncode == code and text in found.stdout + found.stderr
     assert not (real / ".venv").exists()

@@ -13,8 +13,10 @@ STEP = spectrograms.DB_STEP
 @pytest.fixture
 def made(tmp_path):
     """Two clips, their images, and when those were written."""
-    table = clips(short=write_audio(tmp_path / "in/short é.wav", harmonic_tone(150, 0.4)),
-                  long=write_audio(tmp_path / "in/long.wav", noise(0.8)))
+    table = clips(
+        short=write_audio(tmp_path / "in/short é.wav", harmonic_tone(150, 0.4)),
+        long=write_audio(tmp_path / "in/long.wav", noise(0.8)),
+    )
     return table, spectrograms.write_images(table, tmp_path / "png", n_jobs=1), tmp_path / "png"
 
 
@@ -49,7 +51,10 @@ def test_files_hold_the_images_where_image_folder_readers_look(made):
 def test_unchanged_images_are_left_alone(made):
     table, images, folder = made
     before = times(folder)
-    assert spectrograms.write_images(table, folder, n_jobs=1).equals(images) and times(folder) == before
+    assert (
+        spectrograms.write_images(table, folder, n_jobs=1).equals(images)
+        and times(folder) == before
+    )
 
 
 def test_changed_recipe_or_audio_is_written_again(made):
@@ -87,14 +92,20 @@ def test_reading_pads_with_silence_and_cuts_at_the_end(made):
 
 
 def test_digital_silence_inside_a_clip_is_not_padding(tmp_path):
-    signal = np.concatenate([harmonic_tone(150, 0.4), np.zeros(8000, np.float32), harmonic_tone(150, 0.4)])
+    signal = np.concatenate(
+        [harmonic_tone(150, 0.4), np.zeros(8000, np.float32), harmonic_tone(150, 0.4)]
+    )
     table = clips(gap=write_audio(tmp_path / "gap.wav", signal))
-    stack = spectrograms.read_images(spectrograms.write_images(table, tmp_path / "png", n_jobs=1), tmp_path / "png", 100)
+    stack = spectrograms.read_images(
+        spectrograms.write_images(table, tmp_path / "png", n_jobs=1), tmp_path / "png", 100
+    )
     heard = stack.any(axis=1)[0]
     assert heard[:60].all() and not heard[70:].any()
 
 
-@pytest.mark.parametrize("harm", [lambda p: p.unlink(), lambda p: p.write_bytes(p.read_bytes()[:60])])
+@pytest.mark.parametrize(
+    "harm", [lambda p: p.unlink(), lambda p: p.write_bytes(p.read_bytes()[:60])]
+)
 def test_missing_or_damaged_image_is_named(made, harm):
     _, images, folder = made
     harm(folder / "neutral/long.png")

@@ -20,9 +20,17 @@ def random_corpus(seed: int) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
     per_group = int(rng.integers(1, 3))
     n_speakers = per_group * int(rng.integers(3, 13))
-    table = make_utterances(n_speakers, 5, per_group=per_group, women=int(rng.integers(0, n_speakers + 1)))
-    kept = rng.random(len(table)) < table["emotion"].map(dict(zip(EMOTIONS, [0.9, 0.7, 0.5, 0.3], strict=True)))
-    return table[kept | ~table.duplicated(["speaker", "emotion"])].sample(frac=1, random_state=seed).reset_index(drop=True)
+    table = make_utterances(
+        n_speakers, 5, per_group=per_group, women=int(rng.integers(0, n_speakers + 1))
+    )
+    kept = rng.random(len(table)) < table["emotion"].map(
+        dict(zip(EMOTIONS, [0.9, 0.7, 0.5, 0.3], strict=True))
+    )
+    return (
+        table[kept | ~table.duplicated(["speaker", "emotion"])]
+        .sample(frac=1, random_state=seed)
+        .reset_index(drop=True)
+    )
 
 
 @pytest.fixture
@@ -50,7 +58,9 @@ def test_folds_of_any_corpus_keep_units_apart(seed):
     assert set(folds["role"]) == set(splits.ROLES)
     assert rows.groupby(["fold", "group"])["role"].nunique().max() == 1, "a unit is on two sides"
     assert not folds.duplicated(["fold", "utterance_id"]).any()
-    assert (folds.groupby("fold").size() == len(utterances)).all(), "every utterance has a role in every fold"
+    assert (folds.groupby("fold").size() == len(utterances)).all(), (
+        "every utterance has a role in every fold"
+    )
     assert (rows[rows["role"] == "test"].groupby("group")["fold"].nunique() == 1).all()
     assert set(rows.loc[rows["role"] == "test", "group"]) == set(group), "every unit is tested"
     assert (rows.groupby(["fold", "role"])["group"].nunique().unstack()["train"] >= 1).all()
@@ -62,9 +72,13 @@ def test_folds_are_deterministic(seed):
     utterances = random_corpus(seed)
     folds = splits.make_folds(utterances, seed=seed)
     assert folds.equals(splits.make_folds(utterances, seed=seed))
-    other = splits.make_folds(utterances.iloc[::-1], seed=seed).sort_values(["fold", "utterance_id"], ignore_index=True)
-    units = [folds[folds["role"] == "test"].groupby("fold")["speaker"].agg(set).map(sorted).tolist(),
-             other[other["role"] == "test"].groupby("fold")["speaker"].agg(set).map(sorted).tolist()]
+    other = splits.make_folds(utterances.iloc[::-1], seed=seed).sort_values(
+        ["fold", "utterance_id"], ignore_index=True
+    )
+    units = [
+        folds[folds["role"] == "test"].groupby("fold")["speaker"].agg(set).map(sorted).tolist(),
+        other[other["role"] == "test"].groupby("fold")["speaker"].agg(set).map(sorted).tolist(),
+    ]
     assert all(set().union(*found) == set(utterances["speaker"]) for found in units)
 
 
@@ -83,10 +97,17 @@ def test_one_sex_alone_works_too():
 
 
 def test_published_folds_are_kept():
-    utterances = make_utterances(24, 1).assign(speaker=lambda t: t["speaker"].map(lambda s: f"{int(s[1:]) + 1:02d}"))
+    utterances = make_utterances(24, 1).assign(
+        speaker=lambda t: t["speaker"].map(lambda s: f"{int(s[1:]) + 1:02d}")
+    )
     published = corpora.get("ravdess").folds
     folds = splits.make_folds(utterances.assign(group=utterances["speaker"]), published)
-    found = folds[folds["role"] == "test"].groupby("fold")["speaker"].agg(lambda s: tuple(sorted(set(s)))).to_dict()
+    found = (
+        folds[folds["role"] == "test"]
+        .groupby("fold")["speaker"]
+        .agg(lambda s: tuple(sorted(set(s))))
+        .to_dict()
+    )
     assert found == published
 
 
@@ -109,7 +130,11 @@ def test_two_speakers_train_on_one_and_say_so():
         folds = splits.make_folds(utterances, {1: ("s00",), 2: ("s01",)})
     assert set(folds["role"]) == set(splits.ROLES)
     sentence = folds["utterance_id"].map(utterances.set_index("utterance_id")["sentence"])
-    sides = folds.assign(sentence=sentence)[folds["role"] != "test"].groupby(["fold", "sentence"])["role"].nunique()
+    sides = (
+        folds.assign(sentence=sentence)[folds["role"] != "test"]
+        .groupby(["fold", "sentence"])["role"]
+        .nunique()
+    )
     assert sides.max() == 1, "valid sentences are not trained on"
     assert faults(audit.audit_folds(folds, utterances)) == []
 
@@ -117,16 +142,26 @@ def test_two_speakers_train_on_one_and_say_so():
 def test_summary_counts_every_row(folded):
     folds, utterances = folded
     summary = splits.fold_summary(folds).xs("utterances", axis=1, level=1)
-    assert (summary.sum(axis=1) == len(utterances)).all() and list(summary.columns) == list(splits.ROLES)
+    assert (summary.sum(axis=1) == len(utterances)).all() and list(summary.columns) == list(
+        splits.ROLES
+    )
 
 
 def test_transfer_trains_on_one_corpus_and_tests_the_other():
-    here, there = make_utterances(8), make_utterances(4).assign(
-        utterance_id=lambda t: "other/" + t["utterance_id"].str.split("/").str[1], group=lambda t: "x" + t["group"],
-        speaker=lambda t: "x" + t["speaker"], audio_hash=lambda t: "x" + t["audio_hash"])
+    here, there = (
+        make_utterances(8),
+        make_utterances(4).assign(
+            utterance_id=lambda t: "other/" + t["utterance_id"].str.split("/").str[1],
+            group=lambda t: "x" + t["group"],
+            speaker=lambda t: "x" + t["speaker"],
+            audio_hash=lambda t: "x" + t["audio_hash"],
+        ),
+    )
     folds = splits.make_transfer(here, there, n_valid=2)
     assert set(folds.loc[folds["role"] == "test", "utterance_id"]) == set(there["utterance_id"])
-    assert folds[folds["role"] == "valid"]["speaker"].nunique() == 2 and len(folds) == len(here) + len(there)
+    assert folds[folds["role"] == "valid"]["speaker"].nunique() == 2 and len(folds) == len(
+        here
+    ) + len(there)
     assert faults(audit.audit_folds(folds, pd.concat([here, there]))) == []
     with pytest.raises(ValueError, match=r"4 speaker group\(s\) are on both sides"):
         splits.make_transfer(here, make_utterances(4))
@@ -140,10 +175,15 @@ def test_clean_folds_pass(folded):
     assert "fault" not in set(report["level"]) and len(report) >= 5
 
 
-@pytest.mark.parametrize(("old", "new"), [("test", "train"), ("train", "test"), ("valid", "train"), ("test", "valid")])
+@pytest.mark.parametrize(
+    ("old", "new"), [("test", "train"), ("train", "test"), ("valid", "train"), ("test", "valid")]
+)
 def test_leaked_speaker_is_caught(folded, old, new):
     folds, utterances = folded
-    with pytest.raises(ValueError, match=r"speakers on two sides of a fold: 1, which concerns \d+% of the .*, e.g. s\d\d"):
+    with pytest.raises(
+        ValueError,
+        match=r"speakers on two sides of a fold: 1, which concerns \d+% of the .*, e.g. s\d\d",
+    ):
         audit.require_clean(audit.audit_folds(moved(folds, old, new), utterances))
 
 
@@ -165,16 +205,23 @@ def test_single_training_speaker_does_not_excuse_a_leak_into_test():
 def test_group_on_two_sides_is_caught():
     pairs = make_utterances(8, per_group=2)
     folds = splits.make_folds(pairs.assign(group=pairs["speaker"]), n_folds=4)
-    assert faults(audit.audit_folds(folds, pairs)) == ["groups of speakers who talk with each other"]
+    assert faults(audit.audit_folds(folds, pairs)) == [
+        "groups of speakers who talk with each other"
+    ]
 
 
 def test_duplicated_clip_is_caught(folded):
     folds, utterances = folded
-    ids = [folds.query("fold == 1 and role == @role")["utterance_id"].iloc[0] for role in ("train", "test")]
+    ids = [
+        folds.query("fold == 1 and role == @role")["utterance_id"].iloc[0]
+        for role in ("train", "test")
+    ]
     hashes = utterances.set_index("utterance_id")["audio_hash"]
     hashes[ids[0]] = hashes[ids[1]]
     utterances["audio_hash"] = hashes.to_numpy()
-    with pytest.raises(ValueError, match=r"recordings .same decoded audio. on two sides of a fold: 1,") as caught:
+    with pytest.raises(
+        ValueError, match=r"recordings .same decoded audio. on two sides of a fold: 1,"
+    ) as caught:
         audit.require_clean(audit.audit_folds(folds, utterances))
     assert all(i in str(caught.value) for i in ids)
 
@@ -188,9 +235,16 @@ def test_augmented_copy_apart_from_its_parent_is_caught(folded):
     folds, utterances = folded
     parent = folds.query("fold == 1 and role == 'test'")["utterance_id"].iloc[0]
     child = utterances[utterances["utterance_id"] == parent].assign(
-        utterance_id=f"{parent}_pitch", parent_id=parent, audio_hash="other", speaker="somebody", group="somebody")
+        utterance_id=f"{parent}_pitch",
+        parent_id=parent,
+        audio_hash="other",
+        speaker="somebody",
+        group="somebody",
+    )
     with_child = pd.concat([utterances.assign(parent_id=""), child], ignore_index=True)
-    rows = folds[folds["utterance_id"] == parent].assign(utterance_id=f"{parent}_pitch", speaker="somebody")
+    rows = folds[folds["utterance_id"] == parent].assign(
+        utterance_id=f"{parent}_pitch", speaker="somebody"
+    )
     together = pd.concat([folds, rows], ignore_index=True)
     assert faults(audit.audit_folds(together, with_child)) == []
     apart = pd.concat([folds, rows.assign(role="train")], ignore_index=True)
@@ -199,12 +253,16 @@ def test_augmented_copy_apart_from_its_parent_is_caught(folded):
 
 def test_folds_of_another_corpus_are_caught(folded):
     folds, utterances = folded
-    assert "known rows" in faults(audit.audit_folds(folds, utterances[utterances["speaker"] != "s03"]))
+    assert "known rows" in faults(
+        audit.audit_folds(folds, utterances[utterances["speaker"] != "s03"])
+    )
 
 
 def test_row_that_is_never_tested_or_twice_is_told(folded):
     folds, utterances = folded
-    twice = folds.assign(role=folds["role"].where(~((folds["fold"] == 1) & (folds["role"] == "valid")), "test"))
+    twice = folds.assign(
+        role=folds["role"].where(~((folds["fold"] == 1) & (folds["role"] == "valid")), "test")
+    )
     finding = next(f for f in audit.audit_folds(twice, utterances) if f.check == "test rows")
     assert finding.level == "warning" and " 0 more than once" not in finding.text
 
@@ -215,8 +273,12 @@ def test_shared_sentences_and_missing_classes_are_told(folded):
     assert texts["shared sentences"].level == "warning" and "100%" in texts["shared sentences"].text
     own = utterances.assign(sentence=utterances["utterance_id"])
     assert {f.check: f.level for f in audit.audit_folds(folds, own)}["shared sentences"] == "ok"
-    sparse = folds[~((folds["fold"] == 2) & (folds["role"] == "valid") & (folds["emotion"] == "sad"))]
-    assert "fold 2 valid: sad" in next(f.text for f in audit.audit_folds(sparse, utterances) if f.check == "classes")
+    sparse = folds[
+        ~((folds["fold"] == 2) & (folds["role"] == "valid") & (folds["emotion"] == "sad"))
+    ]
+    assert "fold 2 valid: sad" in next(
+        f.text for f in audit.audit_folds(sparse, utterances) if f.check == "classes"
+    )
 
 
 @pytest.mark.parametrize("fault", ["everything", "per speaker"])
@@ -225,7 +287,9 @@ def test_scaler_fitted_on_everything_is_caught(folded, fault):
     values, speakers = make_features(utterances), utterances["speaker"].to_numpy(str)
     scaled = StandardScaler().fit_transform(values)
     if fault == "per speaker":
-        scaled = np.concatenate([StandardScaler().fit_transform(values[speakers == s]) for s in np.unique(speakers)])
+        scaled = np.concatenate(
+            [StandardScaler().fit_transform(values[speakers == s]) for s in np.unique(speakers)]
+        )
     assert faults(audit.audit_inputs(values, "inductive", speakers)) == []
     assert faults(audit.audit_inputs(scaled, "inductive", speakers)) == ["scaling"]
     with pytest.raises(ValueError, match="the leakage audit found 1 fault"):
@@ -243,14 +307,28 @@ def test_scaler_fitted_on_everything_is_caught_in_any_order_of_rows(folded):
 def test_variant_that_the_inputs_do_not_have_is_caught(folded):
     folds, utterances = folded
     with pytest.raises(ValueError, match="not standardised per speaker"):
-        cross_validate(LDA, make_features(utterances), utterances["utterance_id"], folds, "speaker-normalised")
+        cross_validate(
+            LDA, make_features(utterances), utterances["utterance_id"], folds, "speaker-normalised"
+        )
 
 
 @pytest.mark.parametrize("step", ["fit", "stop", "select", "start"])
 def test_run_record_that_saw_test_rows_is_caught(folded, step):
     folds, _ = folded
-    ids = {role: folds.query("fold == 1 and role == @role")["utterance_id"].tolist() for role in splits.ROLES}
-    clean = {"folds": {"1": {"fit": ids["train"], "stop": ids["valid"], "select": ids["valid"], "start": ids["train"]}}}
+    ids = {
+        role: folds.query("fold == 1 and role == @role")["utterance_id"].tolist()
+        for role in splits.ROLES
+    }
+    clean = {
+        "folds": {
+            "1": {
+                "fit": ids["train"],
+                "stop": ids["valid"],
+                "select": ids["valid"],
+                "start": ids["train"],
+            }
+        }
+    }
     assert faults(audit.audit_record(clean, folds)) == []
     clean["folds"]["1"][step] = clean["folds"]["1"][step] + ids["test"][:1]
     assert faults(audit.audit_record(clean, folds)) == [step]
@@ -265,4 +343,9 @@ def test_model_that_says_it_saw_test_rows_is_stopped(folded):
             return outcome | {"steps": {"fit": ["train"], "stop": ["test"]}}
 
     with pytest.raises(ValueError, match=r"stop saw test rows of fold\(s\) 1 \(\d+\), 2"):
-        cross_validate(Cheat("cheat", LDA.estimator), make_features(utterances), utterances["utterance_id"], folds)
+        cross_validate(
+            Cheat("cheat", LDA.estimator),
+            make_features(utterances),
+            utterances["utterance_id"],
+            folds,
+        )

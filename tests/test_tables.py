@@ -36,33 +36,59 @@ def names(folder) -> set[str]:
 
 def test_tables_come_back_as_they_were(folds, tmp_path):
     tables.write_table(folds, tmp_path / "folds.csv", "folds")
-    pd.testing.assert_frame_equal(tables.read_table(tmp_path / "folds.csv", "folds"), folds, check_dtype=False)
+    pd.testing.assert_frame_equal(
+        tables.read_table(tmp_path / "folds.csv", "folds"), folds, check_dtype=False
+    )
     predictions = make_predictions(folds)
     tables.write_table(predictions, tmp_path / "p.parquet", "predictions")
-    pd.testing.assert_frame_equal(tables.read_table(tmp_path / "p.parquet", "predictions"), predictions, check_dtype=False)
+    pd.testing.assert_frame_equal(
+        tables.read_table(tmp_path / "p.parquet", "predictions"), predictions, check_dtype=False
+    )
     utterances = make_utterances(4, 2).drop(columns="emotion")
     tables.write_table(utterances, tmp_path / "u.parquet", "utterances")
-    pd.testing.assert_frame_equal(tables.read_table(tmp_path / "u.parquet", "utterances"), utterances, check_dtype=False)
+    pd.testing.assert_frame_equal(
+        tables.read_table(tmp_path / "u.parquet", "utterances"), utterances, check_dtype=False
+    )
 
 
 def test_text_that_looks_like_nothing_survives_a_csv(folds, tmp_path):
     odd = folds.assign(speaker=folds["speaker"].replace({"s00": "NA", "s01": "01"}))
     tables.write_table(odd, tmp_path / "folds.csv", "folds")
-    assert set(tables.read_table(tmp_path / "folds.csv", "folds")["speaker"]) == {"NA", "01", "s02", "s03"}
+    assert set(tables.read_table(tmp_path / "folds.csv", "folds")["speaker"]) == {
+        "NA",
+        "01",
+        "s02",
+        "s03",
+    }
 
 
 def test_speakers_that_are_numbers_stay_text(folds, tmp_path):
     numbered = folds.assign(speaker=folds["speaker"].str.replace("s", ""))
     tables.write_table(numbered, tmp_path / "folds.csv", "folds")
-    assert set(tables.read_table(tmp_path / "folds.csv", "folds")["speaker"]) == {"00", "01", "02", "03"}
+    assert set(tables.read_table(tmp_path / "folds.csv", "folds")["speaker"]) == {
+        "00",
+        "01",
+        "02",
+        "03",
+    }
 
 
-@pytest.mark.parametrize(("change", "shown"), [
-    ({"role": "holdout"}, "holdout"), ({"fold": [0, *[1] * 31, *[2] * 32]}, "greater_than_or_equal_to"),
-    ({"utterance_id": "no corpus"}, "no corpus"), ({"extra": 1}, "extra"), ({"fold": 1}, "uniqueness")])
+@pytest.mark.parametrize(
+    ("change", "shown"),
+    [
+        ({"role": "holdout"}, "holdout"),
+        ({"fold": [0, *[1] * 31, *[2] * 32]}, "greater_than_or_equal_to"),
+        ({"utterance_id": "no corpus"}, "no corpus"),
+        ({"extra": 1}, "extra"),
+        ({"fold": 1}, "uniqueness"),
+    ],
+)
 def test_invalid_table_is_refused_and_nothing_is_written(written, folds, change, shown):
     path, before = written
-    with pytest.raises(ValueError, match=r"folds.csv is not a valid 'folds' table \(\d+ faults.*nothing was written") as caught:
+    with pytest.raises(
+        ValueError,
+        match=r"folds.csv is not a valid 'folds' table \(\d+ faults.*nothing was written",
+    ) as caught:
         tables.write_table(folds.assign(**change), path, "folds")
     assert shown in str(caught.value) and len(str(caught.value).splitlines()) < 20
     assert path.read_bytes() == before and names(path.parent) == {"folds.csv", "folds.csv.json"}
@@ -89,7 +115,9 @@ def test_results_without_intervals_come_back(folds, tmp_path):
     results = metrics.results_table({"m": make_predictions(folds)}, folds, "toy")
     assert results["uar_low"].isna().all(), "four speakers have no interval"
     tables.write_table(results, tmp_path / "results.csv", "results")
-    pd.testing.assert_frame_equal(tables.read_table(tmp_path / "results.csv", "results"), results, check_dtype=False)
+    pd.testing.assert_frame_equal(
+        tables.read_table(tmp_path / "results.csv", "results"), results, check_dtype=False
+    )
 
 
 def test_table_on_disk_that_breaks_its_schema_is_refused(written):
@@ -114,7 +142,9 @@ def test_full_disk_leaves_the_old_table_and_no_rubbish(written, folds, monkeypat
         return Full(handle.detach())
 
     monkeypatch.setattr(cache.os, "fdopen", full)
-    with pytest.raises(OSError, match=r"could not write .*folds.csv: No space left.*untouched.*SER_WORK") as caught:
+    with pytest.raises(
+        OSError, match=r"could not write .*folds.csv: No space left.*untouched.*SER_WORK"
+    ) as caught:
         tables.write_table(folds.assign(emotion="sad"), path, "folds")
     assert caught.value.errno == errno.ENOSPC
     assert path.read_bytes() == before and names(path.parent) == {"folds.csv", "folds.csv.json"}
@@ -136,10 +166,14 @@ def test_full_disk_while_storing_a_result_leaves_no_rubbish(monkeypatch, private
 
 def test_kill_while_writing_leaves_the_old_table(written):
     path, before = written
-    script = ("import time; from pathlib import Path; from helpers import cache\n"
-              "def slowly(handle):\n    handle.write(b'half'); handle.flush(); print('writing', flush=True); time.sleep(60)\n"
-              f"cache.write_atomically(Path({str(path)!r}), slowly)")
-    with subprocess.Popen([sys.executable, "-c", script], cwd=paths.PROJECT, stdout=subprocess.PIPE, text=True) as process:
+    script = (
+        "import time; from pathlib import Path; from helpers import cache\n"
+        "def slowly(handle):\n    handle.write(b'half'); handle.flush(); print('writing', flush=True); time.sleep(60)\n"
+        f"cache.write_atomically(Path({str(path)!r}), slowly)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], cwd=paths.PROJECT, stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout.readline() == "writing\n"
         process.send_signal(signal.SIGKILL)
     assert path.read_bytes() == before
@@ -152,11 +186,19 @@ def test_sidecar_tells_where_a_table_comes_from(written, folds, private_work):
     path, _ = written
     tables.read_table(path, "folds")
     target = private_work / "toy/four/predictions/m.parquet"
-    tables.write_table(make_predictions(folds), target, "predictions", notebook="07_cnn", parameters={"SEED": 3})
+    tables.write_table(
+        make_predictions(folds), target, "predictions", notebook="07_cnn", parameters={"SEED": 3}
+    )
     sidecar = tables.provenance(target)
     assert sidecar["notebook"] == "07_cnn" and sidecar["parameters"] == {"SEED": 3}
-    assert sidecar["inputs"] == {"toy/four/folds.csv": tables.file_hash(path)} and sidecar["sha256"] == tables.file_hash(target)
-    assert sidecar["rows"] == len(make_predictions(folds)) and sidecar["seconds"] >= 0 and "pandas" in sidecar["versions"]
+    assert sidecar["inputs"] == {"toy/four/folds.csv": tables.file_hash(path)} and sidecar[
+        "sha256"
+    ] == tables.file_hash(target)
+    assert (
+        sidecar["rows"] == len(make_predictions(folds))
+        and sidecar["seconds"] >= 0
+        and "pandas" in sidecar["versions"]
+    )
 
 
 @pytest.fixture
@@ -171,7 +213,9 @@ def stale(written, folds, private_work):
 
 
 def test_stale_table_warns_interactively_and_names_the_notebook(stale):
-    with pytest.warns(UserWarning, match=r"m.parquet was made by notebook 07_cnn from \['toy/four/folds.csv'\]"):
+    with pytest.warns(
+        UserWarning, match=r"m.parquet was made by notebook 07_cnn from \['toy/four/folds.csv'\]"
+    ):
         assert len(tables.read_table(stale, "predictions"))
 
 
@@ -183,7 +227,9 @@ def test_stale_table_stops_a_headless_run(stale, monkeypatch, tmp_path):
 
 def test_fresh_table_gives_no_warning(written, folds, private_work):
     tables.read_table(written[0], "folds")
-    target = tables.write_table(make_predictions(folds), private_work / "toy/four/m.parquet", "predictions")
+    target = tables.write_table(
+        make_predictions(folds), private_work / "toy/four/m.parquet", "predictions"
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         tables.read_table(target, "predictions")
@@ -192,13 +238,24 @@ def test_fresh_table_gives_no_warning(written, folds, private_work):
 def test_damaged_table_says_which_and_what_to_do(folds, tmp_path):
     path = tables.write_table(folds, tmp_path / "folds.parquet", "folds")
     path.write_bytes(path.read_bytes()[:-50])
-    with pytest.raises(ValueError, match=r"folds.parquet is damaged .*Remove it and run the notebook that writes it again"):
+    with pytest.raises(
+        ValueError,
+        match=r"folds.parquet is damaged .*Remove it and run the notebook that writes it again",
+    ):
         tables.read_table(path, "folds")
 
 
 def test_missing_table_names_the_notebook_that_writes_it(tmp_path):
-    for schema, number in [("utterances", "02"), ("functionals", "03"), ("images", "04"), ("folds", "05"), ("results", "18")]:
-        with pytest.raises(FileNotFoundError, match=f"gone.csv is not there. Notebook {number} writes it"):
+    for schema, number in [
+        ("utterances", "02"),
+        ("functionals", "03"),
+        ("images", "04"),
+        ("folds", "05"),
+        ("results", "18"),
+    ]:
+        with pytest.raises(
+            FileNotFoundError, match=f"gone.csv is not there. Notebook {number} writes it"
+        ):
             tables.read_table(tmp_path / "gone.csv", schema)
 
 
@@ -209,7 +266,10 @@ def test_run_log_tells_of_every_read_and_write(written, folds, monkeypatch, tmp_
     tables.note_output(tmp_path / "copy.csv.json")
     events = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     assert [(e["event"], os.path.basename(e["path"])) for e in events] == [
-        ("read", "folds.csv"), ("write", "copy.csv"), ("write", "copy.csv.json")]
+        ("read", "folds.csv"),
+        ("write", "copy.csv"),
+        ("write", "copy.csv.json"),
+    ]
     assert events[0]["sha256"] == events[1]["sha256"] == tables.file_hash(tmp_path / "copy.csv")
 
 
@@ -245,9 +305,30 @@ def test_stored_result_is_found_again_and_damage_is_mended():
 
 
 def test_recipes_differ_exactly_when_content_does():
-    different = [1, 1.0, "1", True, None, [1], (1, 2), [1, 2, 3], {"a": 1}, {"a": 2}, {"b": 1}, np.arange(3), np.arange(3.0),
-                 np.arange(3).reshape(3, 1), pd.Series([1, 2]), pd.Series([1, 3]), pd.DataFrame({"a": [1, 2]}),
-                 pd.DataFrame({"b": [1, 2]}), cache, cache.fetch, np.array(["a", "b"], object), np.array(["a", "c"], object)]
+    different = [
+        1,
+        1.0,
+        "1",
+        True,
+        None,
+        [1],
+        (1, 2),
+        [1, 2, 3],
+        {"a": 1},
+        {"a": 2},
+        {"b": 1},
+        np.arange(3),
+        np.arange(3.0),
+        np.arange(3).reshape(3, 1),
+        pd.Series([1, 2]),
+        pd.Series([1, 3]),
+        pd.DataFrame({"a": [1, 2]}),
+        pd.DataFrame({"b": [1, 2]}),
+        cache,
+        cache.fetch,
+        np.array(["a", "b"], object),
+        np.array(["a", "c"], object),
+    ]
     assert len({cache.recipe_hash(part) for part in different}) == len(different)
     assert cache.recipe_hash({"a": 1, "b": 2}) == cache.recipe_hash({"b": 2, "a": 1})
     assert cache.recipe_hash({"x", "y", "z"}) == cache.recipe_hash({"z", "y", "x"})
@@ -257,7 +338,10 @@ def test_recipes_differ_exactly_when_content_does():
 
 
 def test_recipe_refuses_what_it_cannot_hash(tmp_path):
-    with open(tmp_path / "f", "w") as handle, pytest.raises(TypeError, match="a recipe can't hold TextIOWrapper"):
+    with (
+        open(tmp_path / "f", "w") as handle,
+        pytest.raises(TypeError, match="a recipe can't hold TextIOWrapper"),
+    ):
         cache.recipe_hash(handle)
 
 
@@ -270,8 +354,12 @@ def test_code_with_parts_follows_what_is_really_used():
     parts = begins(spectrograms.padded_image)
     assert {"DB_MIN = -100.0", "TRIM_DB = 40.0"} <= set(parts)
     assert {"def trim", "def mel_spectrogram"} <= {line.partition("(")[0] for line in parts}
-    assert not any(line.startswith(("def functionals", "def write_images", "def load")) for line in parts)
-    assert "class ConvStep(nn.Module):" in begins(nets.ResNet1D) and "class ConvStep(nn.Module):" not in begins(nets.Recurrent)
+    assert not any(
+        line.startswith(("def functionals", "def write_images", "def load")) for line in parts
+    )
+    assert "class ConvStep(nn.Module):" in begins(
+        nets.ResNet1D
+    ) and "class ConvStep(nn.Module):" not in begins(nets.Recurrent)
 
 
 # --- tables in parts ----------------------------------------------------------------------------------------------
@@ -288,14 +376,29 @@ def make_frames(names, n_frames: int = 7) -> pd.DataFrame:
 def test_parts_are_the_whole_table_and_come_back_in_parts(private_work):
     frames = make_frames("abcdef")
     whole = tables.write_table(frames, private_work / "toy/whole.parquet", "descriptors")
-    parts = (make_frames("abcdef")[14 * i: 14 * (i + 1)] for i in range(3))
-    path = tables.write_parts(parts, private_work / "toy/parts.parquet", "descriptors", notebook="03_x", parameters={"A": 1})
-    pd.testing.assert_frame_equal(tables.read_table(path, "descriptors"), tables.read_table(whole, "descriptors"))
+    parts = (make_frames("abcdef")[14 * i : 14 * (i + 1)] for i in range(3))
+    path = tables.write_parts(
+        parts,
+        private_work / "toy/parts.parquet",
+        "descriptors",
+        notebook="03_x",
+        parameters={"A": 1},
+    )
+    pd.testing.assert_frame_equal(
+        tables.read_table(path, "descriptors"), tables.read_table(whole, "descriptors")
+    )
     back = list(tables.read_parts(path, "descriptors"))
     assert len(back) == 3 and all(part.groupby("utterance_id").size().eq(7).all() for part in back)
-    pd.testing.assert_frame_equal(pd.concat(back, ignore_index=True), tables.read_table(whole, "descriptors"))
+    pd.testing.assert_frame_equal(
+        pd.concat(back, ignore_index=True), tables.read_table(whole, "descriptors")
+    )
     sidecar = tables.provenance(path)
-    assert (sidecar["rows"], sidecar["columns"], sidecar["notebook"], sidecar["parameters"]) == (42, 3, "03_x", {"A": 1})
+    assert (sidecar["rows"], sidecar["columns"], sidecar["notebook"], sidecar["parameters"]) == (
+        42,
+        3,
+        "03_x",
+        {"A": 1},
+    )
     assert sidecar["sha256"] == tables.file_hash(path)
 
 
@@ -304,28 +407,58 @@ def test_a_clip_in_two_row_groups_comes_back_whole(tmp_path):
     make_frames("abcdef").to_parquet(path, row_group_size=10)  # as another program may write it
     back = list(tables.read_parts(path, "descriptors"))
     assert len(back) > 2 and all(part.groupby("utterance_id").size().eq(7).all() for part in back)
-    pd.testing.assert_frame_equal(pd.concat(back, ignore_index=True), make_frames("abcdef"), check_dtype=False)
+    pd.testing.assert_frame_equal(
+        pd.concat(back, ignore_index=True), make_frames("abcdef"), check_dtype=False
+    )
 
 
 def test_wanted_columns_and_rows_alone_are_read(private_work):
-    path = tables.write_parts([make_frames("abc"), make_frames("de")], private_work / "toy/d.parquet", "descriptors")
-    assert list(tables.read_table(path, "descriptors", columns=["f0_st"])) == ["utterance_id", "f0_st"]
+    path = tables.write_parts(
+        [make_frames("abc"), make_frames("de")], private_work / "toy/d.parquet", "descriptors"
+    )
+    assert list(tables.read_table(path, "descriptors", columns=["f0_st"])) == [
+        "utterance_id",
+        "f0_st",
+    ]
     back = list(tables.read_parts(path, "descriptors", columns=["rms_db"], ids=["toy/e", "toy/b"]))
     assert pd.concat(back)["utterance_id"].unique().tolist() == ["toy/b", "toy/e"]
-    assert all(list(part) == ["utterance_id", "rms_db"] for part in back) and sum(map(len, back)) == 14
-    utterances = tables.write_table(make_utterances(4, 2).drop(columns="emotion"), private_work / "u.parquet", "utterances")
-    assert list(tables.read_table(utterances, "utterances", columns=["speaker"])) == ["utterance_id", "speaker"]
-    with pytest.raises(ValueError, match=r"d.parquet has 3 columns, and not pitch: ask for some that it has, e.g. rms_db"):
+    assert (
+        all(list(part) == ["utterance_id", "rms_db"] for part in back) and sum(map(len, back)) == 14
+    )
+    utterances = tables.write_table(
+        make_utterances(4, 2).drop(columns="emotion"), private_work / "u.parquet", "utterances"
+    )
+    assert list(tables.read_table(utterances, "utterances", columns=["speaker"])) == [
+        "utterance_id",
+        "speaker",
+    ]
+    with pytest.raises(
+        ValueError,
+        match=r"d.parquet has 3 columns, and not pitch: ask for some that it has, e.g. rms_db",
+    ):
         tables.read_table(path, "descriptors", columns=["pitch"])
     with pytest.raises(FileNotFoundError, match="Notebook 03 writes it"):
         list(tables.read_parts(private_work / "gone.parquet", "descriptors"))
 
 
-@pytest.mark.parametrize(("parts", "text"), [
-    ([], "there are no parts"),
-    ([make_frames("ab"), make_frames("bc")], r"1 utterance\(s\) have rows in more than one part"),
-    ([make_frames("ab"), make_frames("c").drop(columns="f0_st")], r"part 2 has 2 columns, the first part 3.*f0_st"),
-    ([make_frames("ab"), make_frames("c").assign(rms_db="loud")], r"part 2 is not a valid 'descriptors' table")])
+@pytest.mark.parametrize(
+    ("parts", "text"),
+    [
+        ([], "there are no parts"),
+        (
+            [make_frames("ab"), make_frames("bc")],
+            r"1 utterance\(s\) have rows in more than one part",
+        ),
+        (
+            [make_frames("ab"), make_frames("c").drop(columns="f0_st")],
+            r"part 2 has 2 columns, the first part 3.*f0_st",
+        ),
+        (
+            [make_frames("ab"), make_frames("c").assign(rms_db="loud")],
+            r"part 2 is not a valid 'descriptors' table",
+        ),
+    ],
+)
 def test_parts_that_do_not_fit_are_refused_and_nothing_is_written(tmp_path, parts, text):
     path = tmp_path / "d.parquet"
     path.write_text("before")
@@ -352,8 +485,13 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 def test_memory_does_not_grow_with_the_parts(tmp_path):
     def peak(n: int) -> float:
-        done = subprocess.run([sys.executable, "-c", MEMORY, str(tmp_path / f"{n}.parquet"), str(n)], cwd=paths.PROJECT,
-                              capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", MEMORY, str(tmp_path / f"{n}.parquet"), str(n)],
+            cwd=paths.PROJECT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         return float(done.stdout)
 
     few, many = peak(3), peak(60)  # 12 MB and 240 MB of numbers
@@ -366,27 +504,45 @@ def test_a_large_array_stays_on_disk_and_is_not_made_again(monkeypatch, private_
     monkeypatch.setattr(cache, "LARGE_BYTES", 23)
     large = cache.stacked("toy", "a" * 32, iter(rows), 4)
     again = cache.stacked("toy", "a" * 32, iter(()), 4)
-    assert not isinstance(small, np.memmap) and isinstance(large, np.memmap) and isinstance(again, np.memmap)
-    assert (small == rows).all() and (large == rows).all() and (again == rows).all() and large.dtype == np.uint8
+    assert (
+        not isinstance(small, np.memmap)
+        and isinstance(large, np.memmap)
+        and isinstance(again, np.memmap)
+    )
+    assert (
+        (small == rows).all()
+        and (large == rows).all()
+        and (again == rows).all()
+        and large.dtype == np.uint8
+    )
 
 
 def test_clips_on_disk_are_read_one_by_one_and_loops_over_them_end(tmp_path):
     made = [np.arange(n, dtype=np.int16) - n for n in (3, 0, 5)]
     found = wav2vec2.Clips.write(tmp_path / "clips.int16", iter(made))
-    assert len(found) == 3 and found.lengths.tolist() == [3, 0, 5] and found[-1].tolist() == made[2].tolist()
+    assert (
+        len(found) == 3
+        and found.lengths.tolist() == [3, 0, 5]
+        and found[-1].tolist() == made[2].tolist()
+    )
     for one, other in zip(found, made, strict=True):
         assert one.dtype == np.int16 and one.tolist() == other.tolist()
 
 
 def test_the_quality_report_names_some_of_many_clips_of_the_same_audio():
     n = 20_000
-    table = pd.DataFrame({"audio_hash": ["silence"] * n + ["", "", "own"], "quality": ["ok"] * (n + 2) + ["clipped"]})
+    table = pd.DataFrame(
+        {"audio_hash": ["silence"] * n + ["", "", "own"], "quality": ["ok"] * (n + 2) + ["clipped"]}
+    )
     ids = pd.Series([f"toy/{i}" for i in range(n + 3)])
     before = time.perf_counter()
     found = audio.same_audio(table, ids)
     assert time.perf_counter() - before < 10, "naming all of them would be 400 million names"
     assert found[0] == f"same audio as {', '.join(ids[1:11])} and {n - 11} more"
-    assert found[5] == f"same audio as {', '.join(ids[[0, 1, 2, 3, 4, 6, 7, 8, 9, 10]])} and {n - 11} more"
+    assert (
+        found[5]
+        == f"same audio as {', '.join(ids[[0, 1, 2, 3, 4, 6, 7, 8, 9, 10]])} and {n - 11} more"
+    )
     assert found[n:].tolist() == ["ok", "ok", "clipped"]
 
 

@@ -44,7 +44,7 @@ def pictures(n: int = 48, frames: int = 32, seed: int = 0) -> Part:
     classes = np.arange(n) % 3
     images = rng.integers(1, 120, (n, 32, frames)).astype(np.uint8)
     for image, c in zip(images, classes, strict=True):
-        image[4 + 10 * c: 8 + 10 * c] = 230
+        image[4 + 10 * c : 8 + 10 * c] = 230
     return Part(images, classes, np.repeat(["a", "b"], n // 2))
 
 
@@ -53,16 +53,29 @@ class Plain(torch.nn.Module):
 
     def __init__(self, n_classes: int, shape: tuple[int, int]):
         super().__init__()
-        self.layers = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(shape[0] * shape[1], n_classes))
+        self.layers = torch.nn.Sequential(
+            torch.nn.Flatten(), torch.nn.Linear(shape[0] * shape[1], n_classes)
+        )
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.layers(images.float() / 255)
 
-@pytest.mark.parametrize("make", [
-    lambda: (nets.MelResNet(4, (64, 32), dropout=0.0), torch.randint(1, 255, (8, 64, 32), dtype=torch.uint8)),
-    lambda: (nets.MelResNet(4, (64, 160), dropout=0.0), torch.randint(1, 255, (4, 64, 160), dtype=torch.uint8)),
-    lambda: (torch.nn.Conv1d(32, 32, 16, padding=8, groups=4), torch.randn(5, 32, 124)),
-    lambda: (torch.nn.Conv1d(128, 128, 16, padding=8, groups=16), torch.randn(5, 128, 124))])
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: (
+            nets.MelResNet(4, (64, 32), dropout=0.0),
+            torch.randint(1, 255, (8, 64, 32), dtype=torch.uint8),
+        ),
+        lambda: (
+            nets.MelResNet(4, (64, 160), dropout=0.0),
+            torch.randint(1, 255, (4, 64, 160), dtype=torch.uint8),
+        ),
+        lambda: (torch.nn.Conv1d(32, 32, 16, padding=8, groups=4), torch.randn(5, 32, 124)),
+        lambda: (torch.nn.Conv1d(128, 128, 16, padding=8, groups=16), torch.randn(5, 128, 124)),
+    ],
+)
 def test_half_precision_is_near_single_precision_on_this_processor(make):
     torch.manual_seed(0)
     for _ in range(3):  # some libraries are wrong now and then
@@ -75,17 +88,33 @@ def test_half_precision_is_near_single_precision_on_this_processor(make):
         assert all(torch.isfinite(weights.grad).all() for weights in net.parameters())
 
 
-
 def test_a_batch_in_parts_teaches_the_same():
     train, valid, test = pictures(), pictures(24, seed=1), pictures(24, seed=2)
     losses = []
     for parts in (1, 4):
-        net = Network("plain", Plain, epochs=3, batch_size=16, accumulate=parts, device="cpu", precision="float32")
-        losses.append([row["train_loss"] for row in net.fit_predict(train, valid, test.inputs, 3, seed=5)["notes"]["curves"]])
+        net = Network(
+            "plain",
+            Plain,
+            epochs=3,
+            batch_size=16,
+            accumulate=parts,
+            device="cpu",
+            precision="float32",
+        )
+        losses.append(
+            [
+                row["train_loss"]
+                for row in net.fit_predict(train, valid, test.inputs, 3, seed=5)["notes"]["curves"]
+            ]
+        )
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-    assert "accumulate" not in Network("plain", Plain).recipe(), "what was trained before is found again"
+    assert "accumulate" not in Network("plain", Plain).recipe(), (
+        "what was trained before is found again"
+    )
     with pytest.raises(ValueError, match=r"in 16 part\(s\): each needs at least 2"):
-        Network("plain", Plain, batch_size=16, accumulate=16, device="cpu").fit_predict(train, valid, test.inputs, 3, seed=5)
+        Network("plain", Plain, batch_size=16, accumulate=16, device="cpu").fit_predict(
+            train, valid, test.inputs, 3, seed=5
+        )
 
 
 def test_network_learns_and_is_deterministic():
@@ -94,9 +123,16 @@ def test_network_learns_and_is_deterministic():
     outcomes = []
     for _ in range(2):
         outcomes.append(net.fit_predict(train, valid, test.inputs, 3, seed=5))
-        shutil.rmtree(outcomes[-1]["scratch"])  # else the second run would read the first one's checkpoint
-    assert np.array_equal(outcomes[0]["test"], outcomes[1]["test"]) and outcomes[0]["notes"] == outcomes[1]["notes"]
-    assert not np.array_equal(outcomes[0]["test"], net.fit_predict(train, valid, test.inputs, 3, seed=6)["test"])
+        shutil.rmtree(
+            outcomes[-1]["scratch"]
+        )  # else the second run would read the first one's checkpoint
+    assert (
+        np.array_equal(outcomes[0]["test"], outcomes[1]["test"])
+        and outcomes[0]["notes"] == outcomes[1]["notes"]
+    )
+    assert not np.array_equal(
+        outcomes[0]["test"], net.fit_predict(train, valid, test.inputs, 3, seed=6)["test"]
+    )
     assert np.mean(outcomes[0]["test"].argmax(axis=1) == test.classes) > 0.8
     np.testing.assert_allclose(outcomes[0]["test"].sum(axis=1), 1, atol=1e-5)
     assert outcomes[0]["steps"] == {"fit": ["train"], "stop": ["valid"]}
@@ -116,13 +152,19 @@ def test_network_keeps_its_predictions_of_the_best_epoch():
     valid = pictures(24, seed=1)
     outcome = net.fit_predict(pictures(), valid, valid.inputs, 3, 0)
     nll = -np.log(outcome["valid"][np.arange(24), valid.classes] + 1e-9).mean()
-    assert nll == pytest.approx(min(epoch["valid_nll"] for epoch in outcome["notes"]["curves"]), rel=1e-6)
+    assert nll == pytest.approx(
+        min(epoch["valid_nll"] for epoch in outcome["notes"]["curves"]), rel=1e-6
+    )
 
 
 def test_one_training_row_over_a_full_batch_is_no_problem():
     train = pictures(48)
     odd = Part(train.inputs[:33], train.classes[:33], train.speakers[:33])
-    assert np.isfinite(Network("CNN", MelCNN, epochs=1, device="cpu").fit_predict(odd, odd, odd.inputs, 3, 0)["test"]).all()
+    assert np.isfinite(
+        Network("CNN", MelCNN, epochs=1, device="cpu").fit_predict(odd, odd, odd.inputs, 3, 0)[
+            "test"
+        ]
+    ).all()
 
 
 @pytest.mark.parametrize(("batch_size", "clips"), [(1, 24), (32, 1)])
@@ -130,13 +172,18 @@ def test_batches_of_a_single_clip_are_refused(batch_size, clips):
     net = Network("CNN", MelCNN, epochs=1, batch_size=batch_size, device="cpu")
     part = pictures()
     few = Part(part.inputs[:clips], part.classes[:clips], part.speakers[:clips])
-    with pytest.raises(ValueError, match=f"CNN: {clips} training clips in batches of {batch_size}.*at least 2"):
+    with pytest.raises(
+        ValueError, match=f"CNN: {clips} training clips in batches of {batch_size}.*at least 2"
+    ):
         net.fit_predict(few, part, part.inputs, 3, 0)
 
 
 def test_cross_validation_of_a_network_is_cached(setup):
     ids, folds = setup
-    images, calls = np.random.default_rng(0).integers(1, 255, (len(ids), 16, 16)).astype(np.uint8), []
+    images, calls = (
+        np.random.default_rng(0).integers(1, 255, (len(ids), 16, 16)).astype(np.uint8),
+        [],
+    )
 
     class CountingNetwork(Network):
         def fit_predict(self, *given):
@@ -150,32 +197,61 @@ def test_cross_validation_of_a_network_is_cached(setup):
 
 
 def test_recipe_of_a_network_knows_its_settings_but_not_its_name_and_device():
-    recipes = [experiment.recipe_hash(Network(**{"name": "CNN", "build": MelCNN} | options).recipe()) for options in
-               ({}, {"name": "net", "device": "cpu"}, {"precision": "float32"}, {"trials": 2},
-                {"epochs": 3}, {"augment": Augmentation(shift=2)}, {"learning_rate": 1e-4}, {"label_smoothing": 0.0},
-                {"optimiser": "SGD"}, {"schedule": "step"}, {"options": {"dropout": 0.1}}, {"class_weights": False})]
+    recipes = [
+        experiment.recipe_hash(Network(**{"name": "CNN", "build": MelCNN} | options).recipe())
+        for options in (
+            {},
+            {"name": "net", "device": "cpu"},
+            {"precision": "float32"},
+            {"trials": 2},
+            {"epochs": 3},
+            {"augment": Augmentation(shift=2)},
+            {"learning_rate": 1e-4},
+            {"label_smoothing": 0.0},
+            {"optimiser": "SGD"},
+            {"schedule": "step"},
+            {"options": {"dropout": 0.1}},
+            {"class_weights": False},
+        )
+    ]
     assert recipes[0] == recipes[1] and len(set(recipes)) == 11
 
 
-@pytest.mark.parametrize(("optimiser", "schedule"), [
-    ("SGD", "one-cycle"), ("RMSprop", "cosine"), ("Adam", "step"), ("AdamW", "constant")])
+@pytest.mark.parametrize(
+    ("optimiser", "schedule"),
+    [("SGD", "one-cycle"), ("RMSprop", "cosine"), ("Adam", "step"), ("AdamW", "constant")],
+)
 def test_every_optimiser_and_schedule_learns(optimiser, schedule):
     rate = {"SGD": 0.03}.get(optimiser, 0.002)
-    net = Network("CNN", MelCNN, epochs=8, patience=8, batch_size=16, device="cpu", optimiser=optimiser, schedule=schedule,
-                  learning_rate=rate)
+    net = Network(
+        "CNN",
+        MelCNN,
+        epochs=8,
+        patience=8,
+        batch_size=16,
+        device="cpu",
+        optimiser=optimiser,
+        schedule=schedule,
+        learning_rate=rate,
+    )
     notes = net.fit_predict(pictures(), valid := pictures(24, seed=1), valid.inputs, 3, 0)["notes"]
     assert max(epoch["valid_uar"] for epoch in notes["curves"]) > 0.8
     rates = [epoch["learning_rate"] for epoch in notes["curves"]]
     falling = rates == sorted(rates, reverse=True) and rates[0] == rate
-    assert {"one-cycle": rates[0] == pytest.approx(rate / 25) and rates[-1] < 0.2 * max(rates),
-            "cosine": falling and rates[-1] < 0.05 * rate,
-            "step": falling and rates[-1] == pytest.approx(rate / 16), "constant": set(rates) == {rate}}[schedule]
+    assert {
+        "one-cycle": rates[0] == pytest.approx(rate / 25) and rates[-1] < 0.2 * max(rates),
+        "cosine": falling and rates[-1] < 0.05 * rate,
+        "step": falling and rates[-1] == pytest.approx(rate / 16),
+        "constant": set(rates) == {rate},
+    }[schedule]
 
 
 def test_bfloat16_learns_as_well_as_float32():
     test = pictures(24, seed=2)
     for precision in ("bf16", "float32"):
-        net = Network("CNN", MelCNN, epochs=8, patience=8, batch_size=16, device="cpu", precision=precision)
+        net = Network(
+            "CNN", MelCNN, epochs=8, patience=8, batch_size=16, device="cpu", precision=precision
+        )
         outcome = net.fit_predict(pictures(), pictures(24, seed=1), test.inputs, 3, 0)
         assert np.mean(outcome["test"].argmax(axis=1) == test.classes) > 0.8, precision
         assert all(values.dtype in (np.float32, np.int64) for values in outcome["weights"].values())
@@ -188,14 +264,18 @@ def test_network_is_told_when_an_epoch_begins():
             told.append(share)
 
     told = []
-    net = Network("CNN", Staged, epochs=4, patience=4, device="cpu", optimiser="SGD", learning_rate=0.01)
+    net = Network(
+        "CNN", Staged, epochs=4, patience=4, device="cpu", optimiser="SGD", learning_rate=0.01
+    )
     given = pictures(), pictures(24, seed=1), 3, 0
     training_ = training.Trainer(net, *given)
     before = training_.net.blocks[0][0].weight.detach().clone()
     training_.run()
     assert told == [0, 0.25, 0.5, 0.75]
     assert not torch.equal(training_.net.blocks[0][0].weight, before)
-    frozen = training.Trainer(Network("CNN", Staged, epochs=20, patience=1, device="cpu", optimiser="SGD"), *given)
+    frozen = training.Trainer(
+        Network("CNN", Staged, epochs=20, patience=1, device="cpu", optimiser="SGD"), *given
+    )
     before = frozen.net.blocks[0][0].weight.detach().clone()
     frozen.settings = net
     frozen.net.begin_epoch(0)
@@ -204,7 +284,9 @@ def test_network_is_told_when_an_epoch_begins():
 
 
 def test_unknown_optimiser_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="unknown optimiser 'adam': choose one of SGD, RMSprop, Adam, AdamW"):
+    with pytest.raises(
+        ValueError, match="unknown optimiser 'adam': choose one of SGD, RMSprop, Adam, AdamW"
+    ):
         Network("CNN", MelCNN, optimiser="adam")
 
 
@@ -212,11 +294,21 @@ def test_class_weights_make_rare_classes_count():
     """With labels that inputs don't tell, a network answers with the classes' shares, or with equal ones if weighted."""
     rng = np.random.default_rng(0)
     classes = np.array([0] * 90 + [1] * 6)
-    train, other = (Part(rng.integers(100, 140, (96, 16, 16)).astype(np.uint8), classes, np.repeat(["a"], 96))
-                    for _ in range(2))
+    train, other = (
+        Part(rng.integers(100, 140, (96, 16, 16)).astype(np.uint8), classes, np.repeat(["a"], 96))
+        for _ in range(2)
+    )
     share = {}
     for weighted in (True, False):
-        net = Network("CNN", MelCNN, epochs=20, patience=20, device="cpu", class_weights=weighted, label_smoothing=0.0)
+        net = Network(
+            "CNN",
+            MelCNN,
+            epochs=20,
+            patience=20,
+            device="cpu",
+            class_weights=weighted,
+            label_smoothing=0.0,
+        )
         share[weighted] = net.fit_predict(train, other, other.inputs, 2, 0)["test"][:, 1].mean()
     assert share[False] < 0.2 < 0.4 < share[True] < 0.6
 
@@ -243,9 +335,16 @@ def run_to_end(work: Path, target: Path, kills: list[str]) -> int:
     environment = os.environ | {"SER_WORK": str(work), "PYTHONPATH": str(paths.PROJECT)}
     killed = 0
     for awaited in [*kills, None]:
-        process = subprocess.Popen([sys.executable, "-c", RUN, str(target)], cwd=paths.PROJECT, env=environment,
-                                   stderr=subprocess.PIPE, text=True)
-        while process.poll() is None and not (awaited and list(work.glob(f"checkpoints/*/{awaited}"))):
+        process = subprocess.Popen(
+            [sys.executable, "-c", RUN, str(target)],
+            cwd=paths.PROJECT,
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        while process.poll() is None and not (
+            awaited and list(work.glob(f"checkpoints/*/{awaited}"))
+        ):
             time.sleep(0.005)
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
@@ -257,10 +356,17 @@ def run_to_end(work: Path, target: Path, kills: list[str]) -> int:
 
 def test_killed_and_continued_training_ends_with_the_same_bits(tmp_path):
     assert run_to_end(tmp_path / "whole", tmp_path / "whole.npz", []) == 0
-    assert run_to_end(tmp_path / "killed", tmp_path / "killed.npz", ["epoch_0002.ckpt", "epoch_0007.ckpt"]) == 2
+    assert (
+        run_to_end(
+            tmp_path / "killed", tmp_path / "killed.npz", ["epoch_0002.ckpt", "epoch_0007.ckpt"]
+        )
+        == 2
+    )
     with np.load(tmp_path / "whole.npz") as whole, np.load(tmp_path / "killed.npz") as killed:
         assert len(whole["curves"]) == 14
-        assert np.array_equal(whole["test"], killed["test"]) and np.array_equal(whole["curves"], killed["curves"])
+        assert np.array_equal(whole["test"], killed["test"]) and np.array_equal(
+            whole["curves"], killed["curves"]
+        )
 
 
 @pytest.fixture
@@ -277,21 +383,36 @@ def interrupted(monkeypatch):
 
 def epochs_trained(monkeypatch) -> list:
     """Count epochs from here on."""
-    calls, original = [], training.Trainer.require_finite  # each epoch calls it; itself it is not part of the recipe
-    monkeypatch.setattr(training.Trainer, "require_finite", lambda self, *given: calls.append(1) or original(self, *given))
+    calls, original = (
+        [],
+        training.Trainer.require_finite,
+    )  # each epoch calls it; itself it is not part of the recipe
+    monkeypatch.setattr(
+        training.Trainer,
+        "require_finite",
+        lambda self, *given: calls.append(1) or original(self, *given),
+    )
     return calls
 
 
 def test_two_checkpoints_are_kept_and_the_last_is_continued(interrupted, monkeypatch):
     net, given, whole, folder = interrupted
-    assert [path.name for path in sorted(folder.iterdir())] == ["epoch_0004.ckpt", "epoch_0005.ckpt"]
+    assert [path.name for path in sorted(folder.iterdir())] == [
+        "epoch_0004.ckpt",
+        "epoch_0005.ckpt",
+    ]
     calls = epochs_trained(monkeypatch)
     assert np.array_equal(net.fit_predict(*given)["test"], whole["test"]) and len(calls) == 3
 
 
-@pytest.mark.parametrize("harm", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b[:5000] + b"x" + b[5001:]],
-                         ids=["cut in half", "empty", "one byte changed"])
-def test_damaged_checkpoint_is_passed_over_for_the_one_before(interrupted, harm, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "harm",
+    [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b[:5000] + b"x" + b[5001:]],
+    ids=["cut in half", "empty", "one byte changed"],
+)
+def test_damaged_checkpoint_is_passed_over_for_the_one_before(
+    interrupted, harm, monkeypatch, capsys
+):
     net, given, whole, folder = interrupted
     last = folder / "epoch_0005.ckpt"
     last.write_bytes(harm(last.read_bytes()))
@@ -302,16 +423,26 @@ def test_damaged_checkpoint_is_passed_over_for_the_one_before(interrupted, harm,
 
 def test_checkpoint_of_another_configuration_is_refused_with_the_difference(interrupted):
     *_, folder = interrupted
-    other = training.Trainer(Network("CNN", MelCNN, epochs=9, patience=8, batch_size=16, device="cpu"),
-                               pictures(), pictures(24, seed=1), 3, 1)
-    with pytest.raises(ValueError, match=r"another configuration.*epochs: 8 there, 9 here; seed: 0 there, 1 here.*remove"):
+    other = training.Trainer(
+        Network("CNN", MelCNN, epochs=9, patience=8, batch_size=16, device="cpu"),
+        pictures(),
+        pictures(24, seed=1),
+        3,
+        1,
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"another configuration.*epochs: 8 there, 9 here; seed: 0 there, 1 here.*remove",
+    ):
         training.read_checkpoint(folder, other.identity)
 
 
 def test_finished_folds_leave_no_checkpoints(setup, private_work):
     ids, folds = setup
     images = np.random.default_rng(0).integers(1, 255, (len(ids), 16, 16)).astype(np.uint8)
-    cross_validate(Network("CNN", MelCNN, epochs=1, device="cpu", batch_size=64), images, ids, folds)
+    cross_validate(
+        Network("CNN", MelCNN, epochs=1, device="cpu", batch_size=64), images, ids, folds
+    )
     assert not list((private_work / "checkpoints").iterdir())
 
 
@@ -341,11 +472,22 @@ def test_two_processes_train_the_same_network_as_one(tmp_path):
     """With batches divided among them; sums in another order round differently, so not to the bit."""
     (tmp_path / "shared.py").write_text(SHARED)
     found = {}
-    for n, launch in {1: [], 2: ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]}.items():
-        environment = os.environ | {"SER_WORK": str(tmp_path / f"work{n}"), "PYTHONPATH": str(paths.PROJECT),
-                                    "OMP_NUM_THREADS": "1"}
-        done = subprocess.run([sys.executable, *launch, str(tmp_path / "shared.py"), str(tmp_path / f"{n}.npz")],
-                              cwd=paths.PROJECT, env=environment, capture_output=True, text=True)
+    for n, launch in {
+        1: [],
+        2: ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"],
+    }.items():
+        environment = os.environ | {
+            "SER_WORK": str(tmp_path / f"work{n}"),
+            "PYTHONPATH": str(paths.PROJECT),
+            "OMP_NUM_THREADS": "1",
+        }
+        done = subprocess.run(
+            [sys.executable, *launch, str(tmp_path / "shared.py"), str(tmp_path / f"{n}.npz")],
+            cwd=paths.PROJECT,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0, done.stderr
         with np.load(tmp_path / f"{n}.npz") as stored:
             found[n] = stored["test"]
@@ -356,14 +498,27 @@ def test_two_processes_train_the_same_network_as_one(tmp_path):
 @pytest.mark.gpu
 def test_gpu_agrees_with_cpu_within_tolerance():
     given = pictures(), pictures(24, seed=1), pictures(24, seed=2).inputs, 3, 0
-    found = {device: Network("CNN", MelCNN, {"dropout": 0.0}, epochs=3, patience=3, batch_size=16, device=device,
-                             precision="float32").fit_predict(*given)["test"] for device in ("cpu", "cuda")}
+    found = {
+        device: Network(
+            "CNN",
+            MelCNN,
+            {"dropout": 0.0},
+            epochs=3,
+            patience=3,
+            batch_size=16,
+            device=device,
+            precision="float32",
+        ).fit_predict(*given)["test"]
+        for device in ("cpu", "cuda")
+    }
     np.testing.assert_allclose(found["cpu"], found["cuda"], atol=0.02)
 
 
 @pytest.mark.gpu
 def test_bfloat16_on_a_gpu_learns_as_well():
-    net = Network("CNN", MelCNN, epochs=8, patience=8, batch_size=16, device="cuda", precision="bf16")
+    net = Network(
+        "CNN", MelCNN, epochs=8, patience=8, batch_size=16, device="cuda", precision="bf16"
+    )
     test = pictures(24, seed=2)
     outcome = net.fit_predict(pictures(), pictures(24, seed=1), test.inputs, 3, 0)
     assert np.mean(outcome["test"].argmax(axis=1) == test.classes) > 0.8
@@ -373,15 +528,29 @@ def test_bfloat16_on_a_gpu_learns_as_well():
 
 
 def test_search_chooses_by_valid_speakers_and_stores_its_trials(setup, monkeypatch):
-    net = Network("CNN", MelCNN, epochs=3, patience=3, batch_size=16, device="cpu", trials=4,
-                  search={"learning_rate": (1e-6, 1e-2), "dropout": [0.0, 0.4]})
+    net = Network(
+        "CNN",
+        MelCNN,
+        epochs=3,
+        patience=3,
+        batch_size=16,
+        device="cpu",
+        trials=4,
+        search={"learning_rate": (1e-6, 1e-2), "dropout": [0.0, 0.4]},
+    )
     given = pictures(), pictures(24, seed=1), pictures(24, seed=2).inputs, 3, 0
     outcome = net.fit_predict(*given)
     tried = outcome["notes"]["tried"]
     assert tried[0]["learning_rate"] == net.learning_rate  # it begins with the network as it is
-    assert len(tried) == 4 and outcome["steps"] == {"fit": ["train"], "stop": ["valid"], "select": ["valid"]}
+    assert len(tried) == 4 and outcome["steps"] == {
+        "fit": ["train"],
+        "stop": ["valid"],
+        "select": ["valid"],
+    }
     best = min(tried, key=lambda trial: trial["valid_nll"])
-    assert outcome["notes"]["setting"] == {name: best[name] for name in ("learning_rate", "dropout")}
+    assert outcome["notes"]["setting"] == {
+        name: best[name] for name in ("learning_rate", "dropout")
+    }
     assert best["valid_nll"] == min(epoch["valid_nll"] for epoch in outcome["notes"]["curves"])
     calls = epochs_trained(monkeypatch)
     assert np.array_equal(net.fit_predict(*given)["test"], outcome["test"]) and not calls
@@ -410,23 +579,45 @@ def test_embeddings_are_what_the_head_of_each_fold_gets(setup):
     table, record = cross_validate(net, images, ids, folds)
     found = training.embeddings(net, images, ids, folds)
     emotions = [name for name in table if name.startswith("p_")]
-    assert list(found) == sorted(folds["fold"].unique()) and all(len(rows) == len(ids) for rows in found.values())
+    assert list(found) == sorted(folds["fold"].unique()) and all(
+        len(rows) == len(ids) for rows in found.values()
+    )
     for fold, rows in found.items():
         wanted = table.query("fold == @fold and role == 'test'")
-        head = net.restore(experiment.fold_outcome(net, images, ids, folds, fold)["weights"], len(emotions), (16, 16)).head
+        head = net.restore(
+            experiment.fold_outcome(net, images, ids, folds, fold)["weights"],
+            len(emotions),
+            (16, 16),
+        ).head
         with torch.inference_mode():
-            own = head(torch.tensor(rows[pd.Index(ids).get_indexer(wanted["utterance_id"])])).softmax(1).numpy()
+            own = (
+                head(torch.tensor(rows[pd.Index(ids).get_indexer(wanted["utterance_id"])]))
+                .softmax(1)
+                .numpy()
+            )
         np.testing.assert_allclose(own, wanted[emotions], atol=1e-5)
     # and a new head on them, standardised per speaker: each fold fits on its own, and what made them counts as seen
-    speakers = folds.drop_duplicates("utterance_id").set_index("utterance_id")["speaker"].loc[ids].to_numpy(str)
+    speakers = (
+        folds.drop_duplicates("utterance_id")
+        .set_index("utterance_id")["speaker"]
+        .loc[ids]
+        .to_numpy(str)
+    )
     scaled = {fold: normalise_by_speaker(rows, speakers) for fold, rows in found.items()}
-    again, second = cross_validate(linear_head("CNN"), scaled, ids, folds, "speaker-normalised", made_by=record)
+    again, second = cross_validate(
+        linear_head("CNN"), scaled, ids, folds, "speaker-normalised", made_by=record
+    )
     assert len(again) == len(table) and set(again["variant"]) == {"speaker-normalised"}
     short, its_record = training.speaker_normalised(net, images, ids, folds, record)
     assert short.equals(again) and its_record == second
     for fold, rows in folds.groupby("fold"):
-        assert set(second["folds"][str(fold)]["start"]) == set(rows.loc[rows["role"] != "test", "utterance_id"])
-    wrong = {"folds": record["folds"] | {"1": {"fit": folds.query("fold == 1 and role == 'test'")["utterance_id"].tolist()}}}
+        assert set(second["folds"][str(fold)]["start"]) == set(
+            rows.loc[rows["role"] != "test", "utterance_id"]
+        )
+    wrong = {
+        "folds": record["folds"]
+        | {"1": {"fit": folds.query("fold == 1 and role == 'test'")["utterance_id"].tolist()}}
+    }
     with pytest.raises(ValueError, match="start saw test rows"):
         cross_validate(linear_head("CNN"), scaled, ids, folds, "speaker-normalised", made_by=wrong)
 
@@ -440,15 +631,24 @@ def test_grad_cam_finds_the_stripe():
     assert maps.shape == test.inputs.shape and maps.min() >= 0 and maps.max() == pytest.approx(1)
     rows = np.arange(32)
     inside = [np.abs(rows - (6 + 10 * c)) <= 5 for c in test.classes]
-    on_stripe = [image[mask].mean() / image.mean() for image, mask in zip(maps, inside, strict=True)]
+    on_stripe = [
+        image[mask].mean() / image.mean() for image, mask in zip(maps, inside, strict=True)
+    ]
     assert np.mean(on_stripe) > 1.5
 
 
 def test_surest_right_answers_are_found_per_emotion():
-    rows = pd.DataFrame({"utterance_id": list("abcde"), "emotion": ["sad", "sad", "angry", "angry", "happy"]})
-    probability = np.array([[0.6, 0.3, 0.1], [0.7, 0.2, 0.1], [0.1, 0.5, 0.4], [0.8, 0.1, 0.1], [0.9, 0.1, 0.0]])
+    rows = pd.DataFrame(
+        {"utterance_id": list("abcde"), "emotion": ["sad", "sad", "angry", "angry", "happy"]}
+    )
+    probability = np.array(
+        [[0.6, 0.3, 0.1], [0.7, 0.2, 0.1], [0.1, 0.5, 0.4], [0.8, 0.1, 0.1], [0.9, 0.1, 0.0]]
+    )
     found = explain.surest(probability, rows, ["sad", "angry", "happy"])
-    assert found["utterance_id"].to_dict() == {"sad": "b", "angry": "c"}  # d is surer, but wrong; happy was never right
+    assert found["utterance_id"].to_dict() == {
+        "sad": "b",
+        "angry": "c",
+    }  # d is surer, but wrong; happy was never right
     assert found["p"].to_dict() == {"sad": 0.7, "angry": 0.5}
 
 
@@ -460,7 +660,9 @@ def test_permutation_importance_finds_the_family_that_counts():
     with torch.no_grad():
         net.weight[:] = torch.tensor([[0, 0, -1.0, 0, 0, 0], [0, 0, 1.0, 0, 0, 0]])
         net.bias[:] = torch.tensor([2.0, -2.0])
-    rises = explain.permutation_importance(net, inputs, classes, ["a", "a", "b", "b", "c", "c"], n_repeats=3)
+    rises = explain.permutation_importance(
+        net, inputs, classes, ["a", "a", "b", "b", "c", "c"], n_repeats=3
+    )
     assert rises["b"].min() > 0.5 and np.abs([*rises["a"], *rises["c"]]).max() < 1e-6
     assert len(set(rises["b"])) == 3
 
@@ -475,9 +677,13 @@ def test_loss_that_is_no_number_names_epoch_batch_and_clips():
 
     train = pictures(32)
     train.inputs[7, 5, 5] = 231
-    train = Part(train.inputs, train.classes, train.speakers, np.array([f"toy/clip{i}" for i in range(32)]))
+    train = Part(
+        train.inputs, train.classes, train.speakers, np.array([f"toy/clip{i}" for i in range(32)])
+    )
     net = Network("CNN", Spoilt, epochs=2, batch_size=4, device="cpu")
-    message = r"loss became nan in epoch 1, batch \d of 8. Its clips: .*toy/clip7.*Lower LEARNING_RATE"
+    message = (
+        r"loss became nan in epoch 1, batch \d of 8. Its clips: .*toy/clip7.*Lower LEARNING_RATE"
+    )
     with pytest.raises(ValueError, match=message):
         net.fit_predict(train, train, train.inputs, 3, 0)
 
@@ -488,15 +694,21 @@ def test_out_of_memory_says_which_setting_to_lower():
             return torch.empty(2**60)
 
     with pytest.raises(MemoryError, match=r"CNN: out of memory .*Lower BATCH_SIZE \(32\)"):
-        Network("CNN", Greedy, epochs=1, device="cpu").fit_predict(pictures(), pictures(), pictures().inputs, 3, 0)
+        Network("CNN", Greedy, epochs=1, device="cpu").fit_predict(
+            pictures(), pictures(), pictures().inputs, 3, 0
+        )
 
 
 def test_emotion_without_training_clips_is_named_and_the_rest_is_learnt(setup):
     ids, folds = setup
     images = np.random.default_rng(0).integers(1, 255, (len(ids), 16, 16)).astype(np.uint8)
-    folds = folds[~((folds["fold"] == 2) & (folds["role"] == "train") & (folds["emotion"] == "sad"))]
+    folds = folds[
+        ~((folds["fold"] == 2) & (folds["role"] == "train") & (folds["emotion"] == "sad"))
+    ]
     with pytest.warns(UserWarning, match="CNN, fold 2: no training clip of sad"):
-        table, _ = cross_validate(Network("CNN", MelCNN, epochs=1, device="cpu"), images, ids, folds)
+        table, _ = cross_validate(
+            Network("CNN", MelCNN, epochs=1, device="cpu"), images, ids, folds
+        )
     assert np.isfinite(table["p_sad"]).all()
 
 
@@ -505,10 +717,10 @@ def test_fold_with_a_single_test_speaker_is_no_problem():
     folds = splits.make_folds(utterances, n_folds=4)
     assert (folds[folds["role"] == "test"].groupby("fold")["speaker"].nunique() == 1).all()
     images = np.random.default_rng(0).integers(1, 255, (len(utterances), 16, 16)).astype(np.uint8)
-    table, _ = cross_validate(Network("CNN", MelCNN, epochs=1, device="cpu"), images, utterances["utterance_id"], folds)
+    table, _ = cross_validate(
+        Network("CNN", MelCNN, epochs=1, device="cpu"), images, utterances["utterance_id"], folds
+    )
     assert len(table.query("role == 'test'")) == len(utterances)
-
-
 
 
 def test_attention_weights_are_those_of_each_clip():
@@ -521,5 +733,7 @@ def test_attention_weights_are_those_of_each_clip():
     weights = explain.attention_weights(net, clips)
     assert weights.shape == (5, 10) and not weights[2, 6:].any() and (weights[2, :6] > 0).all()
     np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-5)
-    np.testing.assert_allclose(weights[2, :6], explain.attention_weights(net, clips[2:3, :6])[0], rtol=1e-4)
+    np.testing.assert_allclose(
+        weights[2, :6], explain.attention_weights(net, clips[2:3, :6])[0], rtol=1e-4
+    )
     assert not net.attention._forward_hooks

@@ -26,7 +26,9 @@ def rows() -> tuple[np.ndarray, np.ndarray]:
 
 def fitted(name: str, rows):
     model = estimators.classical_models(30, n_trees=20, n_rounds=12, k_best=12, search=False)[name]
-    return estimators.fit_seeded(model.estimator, Part(*rows, np.repeat(["a", "b", "c", "d"], 60)), 0)
+    return estimators.fit_seeded(
+        model.estimator, Part(*rows, np.repeat(["a", "b", "c", "d"], 60)), 0
+    )
 
 
 @pytest.mark.parametrize("name", FORESTS)
@@ -37,7 +39,9 @@ def test_trees_answer_as_their_model(name, rows):
     fresh[:, 5] = np.round(fresh[:, 5])
     for values in (rows[0], fresh):
         found = taken.predict(values)
-        assert np.abs(found - model.predict_proba(values)).max() < 1e-5 and np.allclose(found.sum(axis=1), 1)
+        assert np.abs(found - model.predict_proba(values)).max() < 1e-5 and np.allclose(
+            found.sum(axis=1), 1
+        )
     assert (taken.predict(fresh[:1]) == taken.predict(fresh)[:1]).all()
 
 
@@ -48,12 +52,24 @@ def test_other_models_are_refused(rows):
         trees.from_estimator(make_pipeline(StandardScaler(), LogisticRegression()).fit(*rows))
 
 
-@pytest.mark.parametrize("damage", [
-    {"left": np.full(1, 0)}, {"right": 10**6}, {"feature": 10**6}, {"columns": -1}, {"roots": 10**6}, {"roots": -1},
-    {"value": np.nan}, {"threshold": np.nan}, {"base": "short"}, {"loop": True}])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"left": np.full(1, 0)},
+        {"right": 10**6},
+        {"feature": 10**6},
+        {"columns": -1},
+        {"roots": 10**6},
+        {"roots": -1},
+        {"value": np.nan},
+        {"threshold": np.nan},
+        {"base": "short"},
+        {"loop": True},
+    ],
+)
 def test_arrays_that_are_no_trees_are_refused(rows, damage):
     taken = trees.from_estimator(fitted("extra trees", rows))
-    (name, value), = damage.items()
+    ((name, value),) = damage.items()
     if name == "loop":
         changed = {"left": np.where(taken.feature >= 0, np.arange(len(taken.left)), 0)}
     elif name == "base":

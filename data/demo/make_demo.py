@@ -29,40 +29,69 @@ DIALOGUES = [("F", "impro01"), ("F", "script01_1"), ("M", "impro02"), ("M", "scr
 # espeak-ng voice, base pitch (espeak points, 0 to 99) and rate (words per minute).
 # British English is plain "en": espeak-ng 1.51 drops the variant after "en-gb".
 SPEAKERS = {
-    "Ses01F": ("en-us+f2", 52, 168), "Ses01M": ("en-us+m3", 38, 160),
-    "Ses02F": ("en+f3", 40, 176), "Ses02M": ("en+m1", 44, 172),
-    "Ses03F": ("en-gb-scotland+f4", 50, 160), "Ses03M": ("en-gb-scotland+m7", 34, 166),
-    "Ses04F": ("en-us-nyc+f1", 44, 182), "Ses04M": ("en-us-nyc+m2", 44, 178),
-    "Ses05F": ("en-gb-x-rp+f5", 46, 170), "Ses05M": ("en-gb-x-gbclan+m8", 36, 156),
+    "Ses01F": ("en-us+f2", 52, 168),
+    "Ses01M": ("en-us+m3", 38, 160),
+    "Ses02F": ("en+f3", 40, 176),
+    "Ses02M": ("en+m1", 44, 172),
+    "Ses03F": ("en-gb-scotland+f4", 50, 160),
+    "Ses03M": ("en-gb-scotland+m7", 34, 166),
+    "Ses04F": ("en-us-nyc+f1", 44, 182),
+    "Ses04M": ("en-us-nyc+m2", 44, 178),
+    "Ses05F": ("en-gb-x-rp+f5", 46, 170),
+    "Ses05M": ("en-gb-x-gbclan+m8", 36, 156),
 }
 
-NAMES = {"neu": "Neutral", "ang": "Anger", "sad": "Sadness", "hap": "Happiness",
-         "exc": "Excited", "fru": "Frustration", "sur": "Surprise", "fea": "Fear",
-         "dis": "Disgust", "oth": "Other"}
+NAMES = {
+    "neu": "Neutral",
+    "ang": "Anger",
+    "sad": "Sadness",
+    "hap": "Happiness",
+    "exc": "Excited",
+    "fru": "Frustration",
+    "sur": "Surprise",
+    "fea": "Fear",
+    "dis": "Disgust",
+    "oth": "Other",
+}
 
 # What a rater who does not hear the label may hear instead
-CONFUSED = {"neu": ["fru", "sad", "hap", "oth"], "ang": ["fru", "neu", "dis"],
-            "sad": ["neu", "fru", "oth"], "hap": ["exc", "neu", "oth"],
-            "exc": ["hap", "neu", "sur"], "fru": ["ang", "neu", "sad", "oth"],
-            "sur": ["exc", "neu", "fea"], "fea": ["sad", "sur", "neu"]}
+CONFUSED = {
+    "neu": ["fru", "sad", "hap", "oth"],
+    "ang": ["fru", "neu", "dis"],
+    "sad": ["neu", "fru", "oth"],
+    "hap": ["exc", "neu", "oth"],
+    "exc": ["hap", "neu", "sur"],
+    "fru": ["ang", "neu", "sad", "oth"],
+    "sur": ["exc", "neu", "fea"],
+    "fea": ["sad", "sur", "neu"],
+}
 
 # Full-strength shift of a speaker's neutral voice: pitch and pitch range (espeak
 # points), rate (fraction), level (dB), spectral tilt (dB per octave), breath
 # (noise-to-voice amplitude ratio), drive (tanh gain, a harsher voice)
-STYLES = {"neu": (0, 0, 0.00, 0, 0.0, 0.05, 0.0),
-          "ang": (15, 24, 0.16, 8, 3.0, 0.00, 4.0),
-          "sad": (-16, -40, -0.22, -8, -2.8, 0.80, 0.0),
-          "hap": (24, 34, 0.04, 2, 0.2, 0.20, 0.0),
-          "exc": (36, 48, 0.10, 4, 0.8, 0.10, 0.5),
-          "fru": (2, 6, -0.06, 3, 1.2, 0.10, 1.2),
-          "sur": (32, 50, 0.00, 3, 0.6, 0.15, 0.0),
-          "fea": (22, -10, 0.18, -3, -0.6, 0.50, 0.0)}
+STYLES = {
+    "neu": (0, 0, 0.00, 0, 0.0, 0.05, 0.0),
+    "ang": (15, 24, 0.16, 8, 3.0, 0.00, 4.0),
+    "sad": (-16, -40, -0.22, -8, -2.8, 0.80, 0.0),
+    "hap": (24, 34, 0.04, 2, 0.2, 0.20, 0.0),
+    "exc": (36, 48, 0.10, 4, 0.8, 0.10, 0.5),
+    "fru": (2, 6, -0.06, 3, 1.2, 0.10, 1.2),
+    "sur": (32, 50, 0.00, 3, 0.6, 0.15, 0.0),
+    "fea": (22, -10, 0.18, -3, -0.6, 0.50, 0.0),
+}
 SPREAD = (6, 10, 0.08, 2.2, 0.8, 0.10, 0.4)  # standard deviations, same units
 
 # Valence, activation and dominance at full strength, on the scale 1 to 5
-VAD = {"neu": (3.0, 2.6, 3.0), "ang": (1.5, 4.2, 4.3), "sad": (1.8, 1.8, 2.0),
-       "hap": (4.3, 3.2, 3.2), "exc": (4.4, 4.2, 3.6), "fru": (2.1, 3.1, 3.5),
-       "sur": (3.3, 4.0, 3.0), "fea": (1.8, 3.8, 1.6)}
+VAD = {
+    "neu": (3.0, 2.6, 3.0),
+    "ang": (1.5, 4.2, 4.3),
+    "sad": (1.8, 1.8, 2.0),
+    "hap": (4.3, 3.2, 3.2),
+    "exc": (4.4, 4.2, 3.6),
+    "fru": (2.1, 3.1, 3.5),
+    "sur": (3.3, 4.0, 3.0),
+    "fea": (1.8, 3.8, 1.6),
+}
 
 COMMON = """I told you I would be there at three.|Did you talk to them about it?
 The letter came in the mail this morning.|We have to fill in the form again.
@@ -74,22 +103,49 @@ We are going to the beach tonight.|My brother is coming over for dinner.
 Do you have your ticket with you?|That is what the man at the desk said.
 I saw your mother at the store.|You can leave it by the door.
 Are you going to tell her?|I think we should go home now.
-The bags are still in the car.|He asked me the same thing yesterday.""".replace("\n", "|").split("|")
+The bags are still in the car.|He asked me the same thing yesterday.""".replace("\n", "|").split(
+    "|"
+)
 TINTED = {
-    "neu": ["The next window is over there.", "You need two forms of identification.",
-            "It is on the second floor.", "I usually take the bus to work."],
-    "ang": ["Get out of my house right now!", "Don't you ever talk to me like that!",
-            "I am sick of your lies!", "How dare you do this to me!"],
-    "sad": ["I miss him so much.", "She is gone, and I never said goodbye.",
-            "I can't believe we lost the baby.", "There is nothing left for me here."],
-    "hap": ["That is so lovely to hear.", "I am really glad you came.",
-            "It was such a beautiful day.", "This makes me smile."],
-    "exc": ["Oh my god, I got in!", "We are getting married!", "I can't wait to see it!",
-            "That is amazing news!"],
-    "fru": ["I have been through this ten times already.", "Nobody here can give me an answer.",
-            "This machine never works.", "Why is it always my fault?"],
+    "neu": [
+        "The next window is over there.",
+        "You need two forms of identification.",
+        "It is on the second floor.",
+        "I usually take the bus to work.",
+    ],
+    "ang": [
+        "Get out of my house right now!",
+        "Don't you ever talk to me like that!",
+        "I am sick of your lies!",
+        "How dare you do this to me!",
+    ],
+    "sad": [
+        "I miss him so much.",
+        "She is gone, and I never said goodbye.",
+        "I can't believe we lost the baby.",
+        "There is nothing left for me here.",
+    ],
+    "hap": [
+        "That is so lovely to hear.",
+        "I am really glad you came.",
+        "It was such a beautiful day.",
+        "This makes me smile.",
+    ],
+    "exc": [
+        "Oh my god, I got in!",
+        "We are getting married!",
+        "I can't wait to see it!",
+        "That is amazing news!",
+    ],
+    "fru": [
+        "I have been through this ten times already.",
+        "Nobody here can give me an answer.",
+        "This machine never works.",
+        "Why is it always my fault?",
+    ],
     "sur": ["Wait, you did what?", "I had no idea at all!"],
-    "fea": ["I think there is somebody outside.", "Please, don't leave me here."]}
+    "fea": ["I think there is somebody outside.", "Please, don't leave me here."],
+}
 SHORT = ["Yes.", "No.", "What?", "Okay.", "I know.", "Why?", "Right.", "Sure.", "Really?"]
 
 
@@ -97,8 +153,17 @@ def plan_labels(rng, count):
     """Draw the native labels (list of str, random order) of a speaker's `count` turns."""
     # The fixed head gives every speaker every main class, also when cut down
     head = ["neu", "ang", "sad", "exc", "fru"] * 5
-    more = {"neu": 0.28, "fru": 0.28, "ang": 0.09, "sad": 0.07, "hap": 0.10, "exc": 0.03,
-            "xxx": 0.12, "sur": 0.018, "fea": 0.012}
+    more = {
+        "neu": 0.28,
+        "fru": 0.28,
+        "ang": 0.09,
+        "sad": 0.07,
+        "hap": 0.10,
+        "exc": 0.03,
+        "xxx": 0.12,
+        "sur": 0.018,
+        "fea": 0.012,
+    }
     tail = rng.choice(list(more), max(0, count - len(head)), p=list(more.values()))
     return [str(x) for x in rng.permutation(head[:count] + list(tail))]
 
@@ -163,15 +228,27 @@ def speak(text, voice, pitch, span, rate):
         Mono samples at `RATE` Hz, full scale 1, without the silence at the ends.
     """
     pitch, span = (int(np.clip(v, 0, 99)) for v in (pitch, span))
-    run = subprocess.run(["espeak-ng", "-m", "--stdout", "-v", voice, "-p", str(pitch),
-                          "-s", str(int(np.clip(rate, 90, 320))),
-                          f'<prosody range="{span}">{text}</prosody>'],
-                         capture_output=True, check=True)
+    run = subprocess.run(
+        [
+            "espeak-ng",
+            "-m",
+            "--stdout",
+            "-v",
+            voice,
+            "-p",
+            str(pitch),
+            "-s",
+            str(int(np.clip(rate, 90, 320))),
+            f'<prosody range="{span}">{text}</prosody>',
+        ],
+        capture_output=True,
+        check=True,
+    )
     # A streamed WAV header holds no true length: skip its 44 bytes
     signal = np.frombuffer(run.stdout[44:], np.int16) / 32768
     signal = resample_poly(signal, 320, 441)  # 22 050 Hz to 16 000 Hz
     loud = np.flatnonzero(np.abs(signal) > 0.01 * np.abs(signal).max())
-    return signal[loud[0]:loud[-1] + 1]
+    return signal[loud[0] : loud[-1] + 1]
 
 
 def rms(signal):
@@ -190,8 +267,9 @@ def colour(rng, signal, level, slope, breath, drive):
     signal = signal / rms(signal)
     if breath > 0:  # noise above 2 kHz that follows the loudness of the voice
         envelope = sosfilt(butter(1, 20, fs=RATE, output="sos"), np.abs(signal))
-        noise = sosfilt(butter(2, 2000, "high", fs=RATE, output="sos"),
-                        rng.standard_normal(len(signal)))
+        noise = sosfilt(
+            butter(2, 2000, "high", fs=RATE, output="sos"), rng.standard_normal(len(signal))
+        )
         signal = signal + breath * envelope * noise
     if drive > 0:
         signal = np.tanh(0.3 * drive * signal)
@@ -225,7 +303,8 @@ def act(rng, speaker, habit, room, emotion, strength):
     voice, pitch0, rate0 = SPEAKERS[speaker]
     text = " ".join(draw_text(rng, emotion))
     pitch, span, rate, level, slope, breath, drive = (
-        habit[:-1] + np.array(STYLES[emotion]) * habit[-1] * strength + rng.normal(0, SPREAD))
+        habit[:-1] + np.array(STYLES[emotion]) * habit[-1] * strength + rng.normal(0, SPREAD)
+    )
     words = text.split()
     if len(words) > 5 and rng.random() < 0.2:  # a pause inside the turn
         pause = f'<break time="{rng.integers(300, 800)}ms"/>'
@@ -247,17 +326,20 @@ def act(rng, speaker, habit, room, emotion, strength):
 def format_turn(rng, times, turn, label, votes, acted, strength, raters):
     """Write the EmoEvaluation block (str) of one turn; `times` are in seconds."""
     me = turn.rsplit("_", 1)[1][0] + "1"  # the speaker rates the own turn
-    lines = [f"C-{rater}:\t{' '.join(NAMES[v] + ';' for v in vote)}\t()"
-             for rater, vote in zip(raters, votes, strict=True)]
+    lines = [
+        f"C-{rater}:\t{' '.join(NAMES[v] + ';' for v in vote)}\t()"
+        for rater, vote in zip(raters, votes, strict=True)
+    ]
     remark = rng.choice(["", "", "", "curious", "mild", "unsure"])
     lines.append(f"C-{me}:\t{NAMES[acted]};\t({remark})")
     centre = np.array(VAD["neu"]) * (1 - strength) + np.array(VAD[acted]) * strength
     scores = np.clip(np.rint(rng.normal(centre, 0.5, (3, 3))), 1, 5).astype(int)
-    lines += [f"A-{rater}:\tval {v}; act {a}; dom  {d};\t()"
-              for rater, (v, a, d) in zip([*raters[1:], me], scores, strict=True)]
+    lines += [
+        f"A-{rater}:\tval {v}; act {a}; dom  {d};\t()"
+        for rater, (v, a, d) in zip([*raters[1:], me], scores, strict=True)
+    ]
     means = ", ".join(f"{m:.4f}" for m in scores[:2].mean(axis=0))  # without the speaker's
-    return "\n".join([f"[{times[0]:.4f} - {times[1]:.4f}]\t{turn}\t{label}\t[{means}]",
-                      *lines, ""])
+    return "\n".join([f"[{times[0]:.4f} - {times[1]:.4f}]\t{turn}\t{label}\t[{means}]", *lines, ""])
 
 
 def make_dialogue(rng, name, root, order, cast, bar):
@@ -301,8 +383,9 @@ def make_dialogue(rng, name, root, order, cast, bar):
         acted, votes = draw_votes(rng, label, strength)
         signal, text = act(rng, name[:5] + who, cast["habits"][who], cast["room"], acted, strength)
         start, end = now / RATE, (now + len(signal)) / RATE
-        blocks.append(format_turn(rng, (start, end), turn, label, votes, acted, strength,
-                                  cast["raters"]))
+        blocks.append(
+            format_turn(rng, (start, end), turn, label, votes, acted, strength, cast["raters"])
+        )
         lines.append(f"{turn} [{start:08.4f}-{end:08.4f}]: {text}")
         if rng.random() < 0.05:  # what the release has between the turns
             lines.append(f"{who}: [{rng.choice(['LAUGHTER', 'BREATHING', 'GARBAGE'])}]")
@@ -316,11 +399,17 @@ def make_dialogue(rng, name, root, order, cast, bar):
     if whole:  # a faint floor, so that the pauses are not digital silence
         track = 10 ** (-62 / 20) * tilt(rng.standard_normal(now), cast["room"]["noise"])
         for _, start, signal in clips:
-            track[start:start + len(signal)] = signal
+            track[start : start + len(signal)] = signal
         clips = [(name, 0, track)]
     for stem, _, signal in clips:
-        sf.write(audio / f"{stem}.opus", signal, RATE, format="OGG", subtype="OPUS",
-                 compression_level=OPUS_LEVEL)
+        sf.write(
+            audio / f"{stem}.opus",
+            signal,
+            RATE,
+            format="OGG",
+            subtype="OPUS",
+            compression_level=OPUS_LEVEL,
+        )
     (evaluation / f"{name}.txt").write_text(HEADER + "\n".join(blocks) + "\n", newline="\n")
     (script / f"{name}.txt").write_text("\n".join(lines) + "\n", newline="\n")
     return made
@@ -329,8 +418,12 @@ def make_dialogue(rng, name, root, order, cast, bar):
 def main():
     """Read the command line and make the corpus."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent,
-                        help="folder to write to (default: this script's)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(__file__).resolve().parent,
+        help="folder to write to (default: this script's)",
+    )
     parser.add_argument("--turns", type=int, default=24, help="turns per dialogue (default: 24)")
     parser.add_argument("--seed", type=int, default=7, help="(default: 7)")
     args = parser.parse_args()
@@ -346,20 +439,37 @@ def main():
         for session in range(1, 6):
             rng = np.random.default_rng([args.seed, session])
             # Man and woman start in turn, so that both have as many turns
-            orders = [("FMF"[i % 2:][:2] * args.turns)[:args.turns] for i in range(len(DIALOGUES))]
+            orders = [
+                ("FMF"[i % 2 :][:2] * args.turns)[: args.turns] for i in range(len(DIALOGUES))
+            ]
             count = {who: "".join(orders).count(who) for who in "FM"}
-            cast = {"plans": {who: plan_labels(rng, count[who]) for who in "FM"},
-                    "habits": {who: np.append(rng.normal(0, SPREAD) * 0.4, rng.uniform(0.75, 1.15))
-                               for who in "FM"},
-                    "room": {"gain": rng.uniform(-3, 3), "slope": rng.uniform(-0.6, 0.6),
-                             "noise": rng.uniform(-5, -2)},
-                    "raters": [f"E{k}" for k in sorted(rng.choice(4, 3, replace=False) + 1)]}
+            cast = {
+                "plans": {who: plan_labels(rng, count[who]) for who in "FM"},
+                "habits": {
+                    who: np.append(rng.normal(0, SPREAD) * 0.4, rng.uniform(0.75, 1.15))
+                    for who in "FM"
+                },
+                "room": {
+                    "gain": rng.uniform(-3, 3),
+                    "slope": rng.uniform(-0.6, 0.6),
+                    "noise": rng.uniform(-5, -2),
+                },
+                "raters": [f"E{k}" for k in sorted(rng.choice(4, 3, replace=False) + 1)],
+            }
             for (marked, scene), order in zip(DIALOGUES, orders, strict=True):
-                made += make_dialogue(rng, f"Ses{session:02d}{marked}_{scene}",
-                                      args.out / f"Session{session}", order, cast, bar)
+                made += make_dialogue(
+                    rng,
+                    f"Ses{session:02d}{marked}_{scene}",
+                    args.out / f"Session{session}",
+                    order,
+                    cast,
+                    bar,
+                )
     seconds = np.array([length for _, length in made])
-    print(f"{len(made)} turns, {seconds.sum() / 60:.1f} min, "
-          f"{(seconds > 7).sum()} over 7 s, {(seconds < 1).sum()} under 1 s")
+    print(
+        f"{len(made)} turns, {seconds.sum() / 60:.1f} min, "
+        f"{(seconds > 7).sum()} over 7 s, {(seconds < 1).sum()} under 1 s"
+    )
     print(dict(Counter(label for label, _ in made).most_common()))
 
 
