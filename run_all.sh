@@ -11,7 +11,7 @@ where it stopped; what has not changed is not run again. Needs Python 3.11 or ne
 is active, or makes .venv in the project's folder.
 
   --corpus NAME         the corpus: demo (default, bundled), ravdess, … or a folder of your own under SER_DATA
-  --policy NAME         the label policy (default: the corpus's first)
+  --labels NAME         the label set (default: the corpus's first)
   --profile quick|full  how much to compute (default: quick for demo, full otherwise)
   --from NN             start at notebook NN
   --only NN,NN          run only these notebooks
@@ -25,9 +25,9 @@ is active, or makes .venv in the project's folder.
   --results             print the published results again, from their predictions
   --help                this text
 
-SER_DATA is the folder of the raw corpora (default data/raw), SER_WORK that of everything derived (default data/work).
-SER_MIRROR is a folder on a disk that outlives the machine (a mounted Drive, say; default: none): results and checkpoints are
-copied there as they come, and brought back from there where they are lacking.
+SER_DATA is the folder of the raw corpora (default data/raw), SER_WORK that of everything derived (default data/work),
+SER_MODELS that of pretrained models (default SER_WORK/pretrained). SER_MIRROR is a folder on a disk that outlives the machine,
+such as a mounted Drive (default: none): results and checkpoints are copied there as they come, and back to a new machine.
 END
 }
 
@@ -45,8 +45,8 @@ while (($#)); do
     --test) mode=test; shift; arguments=("$@"); break ;;
     --results) mode=results ;;
     --force | --allow-incomplete | --published | --publish) arguments+=("$1") ;;
-    --corpus=* | --policy=* | --profile=* | --from=* | --only=* | --device=*) arguments+=("$1") ;;
-    --corpus | --policy | --profile | --from | --only | --device)
+    --corpus=* | --labels=* | --profile=* | --from=* | --only=* | --device=*) arguments+=("$1") ;;
+    --corpus | --labels | --profile | --from | --only | --device)
       (($# > 1)) || stop 2 "$1 needs a value; see ./run_all.sh --help"
       arguments+=("$1=$2"); shift ;;
     *) stop 2 "unknown option '$1'; see ./run_all.sh --help" ;;
@@ -55,7 +55,7 @@ while (($#)); do
 done
 
 # Relative folders are meant from where the caller stands.
-for name in SER_DATA SER_WORK SER_MIRROR; do
+for name in SER_DATA SER_WORK SER_MODELS SER_MIRROR; do
   [[ -z ${!name:-} || ${!name} == [/~]* ]] || export "$name=$PWD/${!name}"
 done
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -99,7 +99,7 @@ install() {  # STAMP TEXT PIP-ARGUMENTS…
   "$python" -m pip install -q -U "pip>=25.1" || stop 1 "could not update pip; is the network there?"
   "$python" -m pip install $quiet "$@" -c constraints.txt || stop 1 "the installation failed (see above); started again it continues."
   # The first import reads gigabytes and compiles: better here than in the first notebook. It also shows that all is well.
-  "$python" -c 'import numpy; from helpers import estimators, explain, features, pipeline, training
+  "$python" -c 'import numpy; from helpers import estimators, features, training
 features.functionals(numpy.random.default_rng(0).normal(size=16_000).astype("float32"))' ||
     stop 1 "the packages were installed but can't be used (see above); remove $environment and start again."
   echo "$wanted" >"$stamp"
@@ -110,8 +110,8 @@ rm -f "$environment/.ser-unfinished"
 
 export PATH=$environment/bin:$PATH
 case $mode in
-  # A file's tests stay in one process, in order: they share what is dear to make. More than four processes only cost memory.
-  test) exec "$python" -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder ${arguments[@]+"${arguments[@]}"} ;;
+  # Tests that share what is costly to make stay in one process, in order. More than four processes only cost memory.
+  test) exec "$python" -m pytest -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder ${arguments[@]+"${arguments[@]}"} ;;
   results) exec "$python" -m helpers.metrics ;;
-  *) exec "$python" -m helpers.pipeline ${arguments[@]+"${arguments[@]}"} ;;
+  *) exec "$python" tools/run.py ${arguments[@]+"${arguments[@]}"} ;;
 esac

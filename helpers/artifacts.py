@@ -1,228 +1,239 @@
-"""Trained models as folders that can be handed on: weights without pickles, and a card that says what they are.
+"""Saved models: what a model reads of a signal, its weights, and a card that says what it is.
 
-An artefact is a folder with ``card.json`` and a few files that the card names, with their hashes: networks, linear
-models and trees as arrays (safetensors), other scikit-learn pipelines as skops. Loading executes nothing of what is in it: a
-file that the card does not name, that has another hash, lies elsewhere or holds objects of types that are not vetted is
-refused, with the reason. At the end every artefact is asked the same question as when it was saved (a *probe*: a fixed
-synthetic signal), and has to give the same probabilities; so a model of years ago either works as it did, or says what changed.
+A model is saved as a folder of ``card.json`` and files of weights (safetensors), which the card
+names with their hashes. Loading runs no code of the folder: a network's class is looked up by name
+in ``helpers.nets``, and a folder with other files, changed files or links is refused. The card also
+holds a *probe*, the model's probabilities of a fixed synthetic signal. :func:`load` computes them
+again and refuses a model that answers differently, so a change of the features, of a network or of
+a library is noticed.
 """
 
 import functools
 import hashlib
 import importlib.metadata
 import json
-import platform
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from safetensors.numpy import load as read_tensors
-from safetensors.numpy import save as save_tensors
+import pandas as pd
+import safetensors.numpy
 
-from helpers import audio, features, nets
-from helpers.cache import write_atomically
+from helpers import audio, features, spectrograms
+from helpers.cache import hash_of, map_clips, write_atomically
 from helpers.corpora import emotion_order
 from helpers.ensemble import pool, softmax
-from helpers.inputs import Clips, Input
-from helpers.parallel import side_by_side
-from helpers.trees import ARRAYS, Trees
 
-if TYPE_CHECKING:  # who only predicts need not wait for scikit-learn, unless the model is of it
-    from sklearn.base import BaseEstimator
-
-FORMAT = 1
-SUFFIXES = (".safetensors", ".skops")
+VERSION = 1  # of what read_clips computes
+FORMAT = 2  # of the folder
+LONGEST_INPUT = 10_000  # frames or steps; a minute has 6,000 frames of 10 ms
 LARGEST_CARD, LARGEST_FILE = 2**20, 2**31  # bytes
-SAME_PROBABILITY = 1e-3  # of the probe; another processor or library rounds otherwise, another front-end is far away
-PACKAGES = ["numpy", "scipy", "scikit-learn", "torch", "librosa", "soxr", "skops", "safetensors"]
-NETWORKS = (
-    "DNN",
-    "MelCNN",
-    "MelResNet",
-    "AlexNet1D",
-    "ResNet1D",
-    "Recurrent",
-    "Transformer",
-    "ConvLSTM",
-    "MeansConv",
-)
-# what a pipeline of helpers.estimators is made of, besides what skops trusts by itself
-TRUSTED = [
-    "sklearn.calibration._CalibratedClassifier",
-    "sklearn.calibration._TemperatureScaling",
-    "helpers.estimators.ClippedScaler",
-    "helpers.estimators.ShrunkLDA",
-]
+SAME_PROBABILITY = 1e-3  # of the probe: another processor rounds differently by much less
 
 
 class Refused(ValueError):
-    """An artefact that can't be used; the text says why, and what would."""
+    """A saved model or a recording that can't be used; the text says why, and what to do."""
 
 
-class RunningNetwork:
-    """A network with its weights, on the CPU: probabilities of inputs, and what it makes of them before its head."""
+@dataclass(frozen=True)
+class Input:
+    """How a signal becomes the input of a model, in training and in prediction.
 
-    def __init__(self, net: torch.nn.Module):
-        if isinstance(net, nets.MelCNN):
-            net.blocks = torch.nn.ModuleList(map(_lean, net.blocks))
-        self.net = net.to(
-            memory_format=torch.channels_last
-        )  # convolutions of images are half as long
+    Attributes
+    ----------
+    kind
+        "functionals", "sequence" (of low-level descriptors), "segments" (their statistics),
+        "image" (a mel-spectrogram) or "recording" (``audio.recording_statistics``).
+    arguments
+        ``columns`` of functionals (default: all), ``n_steps`` and ``stride`` of a sequence,
+        ``n_segments`` of segments, ``n_frames`` of an image; ``trim`` of all but functionals.
+    channel_normalised
+        Whether the signal goes through ``audio.channel_normalise`` first.
 
-    @torch.inference_mode()
-    def __call__(self, inputs: np.ndarray) -> np.ndarray:
-        return self.net(torch.tensor(inputs)).softmax(1).double().numpy()
+    Raises
+    ------
+    Refused
+        If the kind is none of these, or a size is not a whole number from 1 to ``LONGEST_INPUT``.
 
-    @torch.inference_mode()
-    def embed(self, inputs: np.ndarray) -> np.ndarray:
-        return self.net.embed(torch.tensor(inputs)).numpy()
+    Examples
+    --------
+    >>> reads = Input("image", {"n_frames": 160}, channel_normalised=True)
+    >>> reads(signal).shape
+    (64, 160)
+    """
 
-    @torch.inference_mode()
-    def decide(self, embedded: np.ndarray) -> np.ndarray:
-        return self.net.head(torch.tensor(embedded)).softmax(1).double().numpy()
+    kind: str
+    arguments: dict = field(default_factory=dict)
+    channel_normalised: bool = False
+
+    def __post_init__(self) -> None:
+        sizes = [size for size in self.arguments.values() if not isinstance(size, (bool, list))]
+        require(
+            self.kind in ("functionals", "sequence", "segments", "image", "recording")
+            and set(sizes) <= set(range(1, LONGEST_INPUT + 1)),
+            f"its input is {self.kind!r} with {str(self.arguments)[:200]}; expected functionals, "
+            f"sequence, segments, image or recording, with sizes from 1 to {LONGEST_INPUT}",
+        )
+
+    @functools.cached_property
+    def key(self) -> str:
+        """A text that is equal for equal inputs."""
+        return json.dumps(asdict(self))
+
+    def __call__(self, signal: np.ndarray) -> np.ndarray:
+        """Turn a signal, shape ``(n_samples,)`` at 16 kHz, into the input."""
+        signal = audio.channel_normalise(signal) if self.channel_normalised else signal
+        arguments = dict(self.arguments)
+        if self.kind == "image":
+            return spectrograms.padded_image(signal, **arguments)
+        if self.kind == "recording":
+            return np.array(list(audio.recording_statistics(signal).values()))
+        if self.kind == "functionals":
+            row = features.functionals(signal)
+            return np.array([row[name] for name in arguments.get("columns", row)], np.float32)
+        clip = features.clip_descriptors(signal, trim=arguments.pop("trim", True))
+        turn_into = features.sequence if self.kind == "sequence" else features.segments
+        return turn_into(clip, **arguments)
 
 
-def _lean(block: torch.nn.Sequential) -> torch.nn.Sequential:
-    """Return a layer of a MelCNN that answers the same in half the time: norm inside the weights, ReLU after pooling."""
-    convolution, norm, relu, pool = block
-    return torch.nn.Sequential(torch.nn.utils.fuse_conv_bn_eval(convolution, norm), pool, relu)
+def read_clips(
+    utterances: pd.DataFrame, reads: Input, n_jobs: int = -1, speed: float = 1.0
+) -> np.ndarray:
+    """Compute what a model reads of each utterance; what is stored is not computed again.
+
+    Use it for inputs that no notebook stores as a table, e.g. channel-normalised ones.
+
+    Parameters
+    ----------
+    utterances
+        With ``path``, ``start_s``, ``end_s`` (s) and ``audio_hash``.
+    reads
+        How a signal becomes an input.
+    n_jobs
+        Processes; -1 for all cores.
+    speed
+        Of a speed perturbation, e.g. 0.9 (see ``augment.change_speed``).
+
+    Returns
+    -------
+    np.ndarray [shape=(n_utterances, ...)]
+    """
+    from helpers import augment  # late: it imports torch, which most processes do without
+
+    change = functools.partial(augment.change_speed, speed=speed) if speed != 1 else np.asarray
+    jobs = [(reads, change, u.path, u.start_s, u.end_s) for u in utterances.itertuples()]
+    keys = [hash_of(digest, reads.key, float(speed)) for digest in utterances["audio_hash"]]
+    versions = (VERSION, audio.VERSION, features.VERSION, spectrograms.VERSION, augment.VERSION)
+    stored = {"kind": "inputs", "version": versions, "keys": keys}
+    return np.stack(list(map_clips(_read_clip, jobs, **stored, n_jobs=n_jobs, progress=reads.kind)))
+
+
+def recording_bounds(utterances: pd.DataFrame, ids: pd.Series) -> dict[str, list[float]]:
+    """Compute in which range the training recordings lie, for ``predict.out_of_domain_warnings``.
+
+    Parameters
+    ----------
+    utterances
+        Schema ``utterances``.
+    ids
+        Of the training clips.
+
+    Returns
+    -------
+    dict
+        Name of a statistic (see ``audio.recording_statistics``) → its percentiles 1 and 99.
+    """
+    rows = utterances.set_index("utterance_id").loc[ids]
+    bounds = np.percentile(read_clips(rows, Input("recording")), [1, 99], axis=0).T
+    return dict(zip(audio.recording_statistics(probe_signal()), bounds.tolist(), strict=True))
 
 
 @dataclass(frozen=True)
 class NetworkPart:
-    """A trained network: the name of its class in ``helpers.nets``, what it was built with, and its weights."""
+    """A trained network as arrays.
 
-    build: str
+    Attributes
+    ----------
+    build
+        Its class, one of ``helpers.nets``, or the name of that class.
+    options
+        Keyword arguments of the class.
+    shape
+        Of one input.
+    weights
+        The network's ``state_dict`` as arrays.
+    """
+
+    build: str | type
     options: dict
     shape: tuple[int, ...]
     weights: dict[str, np.ndarray]
 
-    def files(self, stem: str) -> dict[str, bytes]:
-        return {f"{stem}.safetensors": _tensor_bytes(self.weights)}
+    def describe(self) -> tuple[dict, dict[str, np.ndarray]]:
+        """Return what the card says of it, and its arrays."""
+        name = self.find_class().__name__
+        return {"build": name, "options": self.options, "shape": list(self.shape)}, self.weights
 
-    def described(self) -> dict:
-        return {
-            "kind": "network",
-            "build": self.build,
-            "options": self.options,
-            "shape": list(self.shape),
-        }
+    def find_class(self) -> type:
+        """Return the class of ``helpers.nets``; refuse any other."""
+        from helpers import nets  # late, as torch: processes that read clips need neither
 
-    @classmethod
-    def read(cls, about: dict, files: dict[str, bytes], n_classes: int) -> "NetworkPart":
-        if about["build"] not in NETWORKS:
-            raise Refused(f"the network {about['build']!r} is none of {', '.join(NETWORKS)}")
-        (content,) = files.values()
-        part = cls(about["build"], about["options"], tuple(about["shape"]), read_tensors(content))
-        with torch.device("meta"):  # no memory is taken for what a card merely claims
-            expected = getattr(nets, part.build)(n_classes, part.shape, **part.options).state_dict()
-        wrong = [
-            name
-            for name in expected.keys() | part.weights.keys()
-            if name not in expected
-            or name not in part.weights
-            or part.weights[name].shape != expected[name].shape
-        ]
-        if wrong:
-            raise Refused(
-                f"its weights are not those of {part.build} with {str(part.options)[:200]}: they differ in "
-                f"{', '.join(sorted(wrong)[:5])}"
-            )
-        return part
+        name = getattr(self.build, "__name__", self.build)
+        found = getattr(nets, name, None)
+        require(
+            isinstance(found, type)
+            and found.__module__ == nets.__name__
+            and self.build in (name, found),
+            f"the network {name!r} is no class of helpers.nets, where it is looked up again: move "
+            "the class to helpers/nets.py",
+        )
+        return found
 
-    def net(self, n_classes: int) -> torch.nn.Module:
-        net = getattr(nets, self.build)(n_classes, self.shape, **self.options)
-        net.load_state_dict({name: torch.tensor(value) for name, value in self.weights.items()})
-        return net.eval()
+    def predictor(self, n_classes: int) -> "Predictor":
+        """Build the network; refuse weights that do not fit."""
+        import torch
 
-    def predictor(self, n_classes: int) -> RunningNetwork:
-        return RunningNetwork(self.net(n_classes))
+        build = self.find_class()
+        weights = {name: torch.tensor(value) for name, value in self.weights.items()}
+        with torch.device("meta"):  # no memory is taken before the weights were found to fit
+            build(n_classes, self.shape, **self.options).load_state_dict(weights, assign=True)
+        net = build(n_classes, self.shape, **self.options).eval()
+        net.load_state_dict(weights)
+        return Predictor(net)
 
 
 @dataclass(frozen=True)
-class ClassicalPart:
-    """A fitted scikit-learn pipeline whose classes are numbers of emotions."""
+class Predictor:
+    """A network in evaluation mode, on the CPU, from arrays to arrays."""
 
-    estimator: "BaseEstimator"
+    net: "torch.nn.Module"  # noqa: F821, imported late
 
-    def files(self, stem: str) -> dict[str, bytes]:
-        import skops.io
+    def __call__(self, inputs: np.ndarray) -> np.ndarray:
+        """Compute probabilities, shape ``(n_rows, n_classes)``."""
+        return softmax(self.embed(inputs, "forward").astype(np.float64))
 
-        return {f"{stem}.skops": skops.io.dumps(self.estimator)}
+    def embed(self, inputs: np.ndarray, method: str = "embed") -> np.ndarray:
+        """Compute what the network's head reads, shape ``(n_rows, n_dimensions)``."""
+        import torch
 
-    def described(self) -> dict:
-        return {"kind": "classical", "estimator": type(self.estimator).__name__}
-
-    @classmethod
-    def read(cls, about: dict, files: dict[str, bytes], n_classes: int) -> "ClassicalPart":
-        import skops.io
-
-        (content,) = files.values()
-        strange = set(skops.io.get_untrusted_types(data=content)) - set(TRUSTED)
-        if strange:
-            raise Refused(
-                f"it holds objects of types that are not vetted: {', '.join(sorted(strange)[:5])}"
-            )
-        estimator = skops.io.loads(content, trusted=TRUSTED)
-        found = getattr(estimator, "classes_", None)
-        if found is None or not np.isin(found, np.arange(n_classes)).all():
-            raise Refused(f"its classes {found} are not numbers of the card's {n_classes} emotions")
-        return cls(estimator)
-
-    def predictor(self, n_classes: int):
-        def predict(inputs: np.ndarray) -> np.ndarray:
-            result = np.zeros((len(inputs), n_classes))
-            result[:, self.estimator.classes_] = self.estimator.predict_proba(inputs)
-            return result
-
-        return predict
-
-
-@dataclass(frozen=True)
-class TreesPart:
-    """An ensemble of trees as arrays."""
-
-    trees: Trees
-
-    def files(self, stem: str) -> dict[str, bytes]:
-        return {
-            f"{stem}.safetensors": _tensor_bytes(
-                {name: getattr(self.trees, name) for name in ARRAYS}
-            )
-        }
-
-    def described(self) -> dict:
-        return {"kind": "trees", "boosted": self.trees.boosted, "strict": self.trees.strict}
-
-    @classmethod
-    def read(cls, about: dict, files: dict[str, bytes], n_classes: int) -> "TreesPart":
-        (content,) = files.values()
-        part = cls(Trees(**read_tensors(content), boosted=about["boosted"], strict=about["strict"]))
-        if len(part.trees.base) != n_classes:
-            raise Refused(
-                f"its trees know {len(part.trees.base)} classes, its card {n_classes} emotions"
-            )
-        return part
-
-    def predictor(self, n_classes: int):
-        return self.trees.predict
+        with torch.inference_mode():
+            batches = map(getattr(self.net, method), torch.tensor(inputs).split(64))
+            return torch.cat(list(batches)).numpy()
 
 
 @dataclass(frozen=True)
 class LinearPart:
-    """A linear classifier behind a scaler, as arrays: a few lines of NumPy answer, whatever becomes of the library.
+    """A linear classifier behind a scaler, as arrays.
 
     Attributes
     ----------
     mean, scale : np.ndarray [shape=(n_columns,)]
     weights : np.ndarray [shape=(n_classes, n_columns)]
     bias : np.ndarray [shape=(n_classes,)]
-        Of classes that training had no example of: -inf.
+        -inf for classes without training examples.
     limit : np.ndarray [shape=()]
-        Scaled values beyond it, in either direction, count as it.
+        Scaled values are clipped to ±limit.
     """
 
     mean: np.ndarray
@@ -231,75 +242,40 @@ class LinearPart:
     bias: np.ndarray
     limit: np.ndarray = field(default_factory=lambda: np.array(np.inf))
 
-    def files(self, stem: str) -> dict[str, bytes]:
-        return {f"{stem}.safetensors": _tensor_bytes(vars(self))}
+    def describe(self) -> tuple[dict, dict[str, np.ndarray]]:
+        """Return what the card says of it, and its arrays."""
+        return {}, vars(self)
 
-    def described(self) -> dict:
-        return {"kind": "linear"}
+    def predictor(self, n_classes: int) -> "LinearPart":
+        """Return the classifier itself."""
+        return self
 
-    @classmethod
-    def read(cls, about: dict, files: dict[str, bytes], n_classes: int) -> "LinearPart":
-        (content,) = files.values()
-        part = cls(**read_tensors(content))
-        n = part.mean.size
-        if not (
-            part.mean.shape == part.scale.shape == (n,)
-            and part.weights.shape == (n_classes, n)
-            and part.bias.shape == (n_classes,)
-            and (part.scale > 0).all()
-            and np.isfinite(part.bias).any()
-            and part.limit.shape == ()
-            and part.limit > 0
-        ):
-            raise Refused(
-                f"its arrays are no linear classifier of {n_classes} emotions: mean {part.mean.shape}, scale "
-                f"{part.scale.shape}, weights {part.weights.shape}, bias {part.bias.shape}, limit {part.limit}"
-            )
-        return part
-
-    def predictor(self, n_classes: int):
-        def predict(inputs: np.ndarray) -> np.ndarray:
-            scaled = np.clip(
-                (inputs.astype(np.float64) - self.mean) / self.scale, -self.limit, self.limit
-            )
-            return softmax(scaled @ self.weights.T + self.bias)
-
-        return predict
+    def __call__(self, inputs: np.ndarray) -> np.ndarray:
+        """Compute probabilities, shape ``(n_rows, n_classes)``."""
+        scaled = (inputs.astype(np.float64) - self.mean) / self.scale
+        return softmax(np.clip(scaled, -self.limit, self.limit) @ self.weights.T + self.bias)
 
 
-PartOfArtifact = NetworkPart | ClassicalPart | TreesPart | LinearPart
-PARTS = {
-    "network": NetworkPart,
-    "classical": ClassicalPart,
-    "trees": TreesPart,
-    "linear": LinearPart,
-}
-
-
-def answering(variants: list[str], enrolment: list | None) -> str:
-    """Return which variant answers: the speaker-normalised one if it is there, and clips of the speaker are."""
+def answering(variants: list[str], enrolment: list[np.ndarray]) -> str:
+    """Return which variant answers: with enrolment clips the speaker-normalised one, if any."""
     return "speaker-normalised" if enrolment and "speaker-normalised" in variants else "inductive"
 
 
 @dataclass(frozen=True)
-class Artifact:
-    """A model that was loaded, ready to predict; made by :func:`load`.
+class SavedModel:
+    """What a single model and an average share; both are made by :func:`load`.
 
     Attributes
     ----------
     card
-        As it was saved. ``space`` says what is standardised per speaker, and compared with the training clips: the model's
-        "inputs", or the "embeddings" that its inductive network makes of them.
-    parts
-        Variant ("inductive", "speaker-normalised") → part.
-    usual
-        In that space: ``mean`` and ``std`` of the usual training speaker, as ``features.normalise_by_enrolment`` wants them,
-        ``clip_mean`` and ``clip_std`` over all training clips.
+        As it was saved: ``model``, ``emotions``, ``corpus``, ``labels``, ``licence``, ``results``
+        (of its cross-validation), ``recording_statistics``, ``variants``, …
+    reads
+        What the model, or each member, reads.
     """
 
     card: dict
-    parts: dict[str, PartOfArtifact]
-    usual: dict[str, np.ndarray]
+    reads: list[Input]
 
     @property
     def emotions(self) -> list[str]:
@@ -307,234 +283,185 @@ class Artifact:
 
     @property
     def variants(self) -> list[str]:
-        return list(self.parts)
-
-    @functools.cached_property
-    def input(self) -> Input:
-        return Input(**self.card["input"])
-
-    @property
-    def inputs(self) -> list[Input]:
-        return [self.input]
-
-    def inputs_of(self, variant: str) -> list[Input]:
-        """Return what a variant reads."""
-        return self.inputs
-
-    @property
-    def n_weights(self) -> int:
-        """Of its network; 0 where there is none."""
-        part = self.parts["inductive"]
-        return (
-            sum(values.size for values in part.weights.values())
-            if isinstance(part, NetworkPart)
-            else 0
-        )
+        return self.card["variants"]
 
     def probabilities(
-        self, signals: list[np.ndarray] | Clips, enrolment: list[np.ndarray] | Clips | None = None
+        self, signals: list[np.ndarray], enrolment: list[np.ndarray] = ()
     ) -> np.ndarray:
-        """Compute probabilities, shape ``(n_signals, n_emotions)``.
+        """Compute the probabilities of clips.
 
         Parameters
         ----------
-        signals : list of np.ndarray [shape=(n_samples,), float32], or Clips
+        signals : list of np.ndarray [shape=(n_samples,), float32]
             Mono, at the card's sampling rate.
         enrolment
-            Other clips of the one speaker who says all signals: the speaker-normalised variant answers then, if there is one.
+            Other clips of the one speaker of all signals. The speaker-normalised variant answers
+            then, if there is one.
+
+        Returns
+        -------
+        np.ndarray [shape=(n_signals, n_emotions)]
         """
-        return self.answer(answering(self.variants, enrolment), _clips(signals), _clips(enrolment))
+        return self.answer(answering(self.variants, enrolment), signals, enrolment)
 
-    def answer(self, variant: str, clips: Clips, known: Clips | None = None) -> np.ndarray:
-        """Compute probabilities of one variant; `known` are the enrolment clips."""
+
+@dataclass(frozen=True)
+class Artifact(SavedModel):
+    """A single model.
+
+    Attributes
+    ----------
+    card, reads
+        See :class:`SavedModel`. The card's ``space`` is what is standardised per speaker and
+        compared with the training clips: the model's "inputs", or the "embeddings" of its
+        inductive network.
+    predictors
+        Variant ("inductive", "speaker-normalised") → what computes probabilities.
+    average_speaker
+        In that space, from :func:`average_speaker`; empty if not known.
+    """
+
+    predictors: dict[str, "Predictor | LinearPart"]
+    average_speaker: dict[str, np.ndarray]
+
+    def answer(self, variant: str, signals: list, enrolment: list) -> np.ndarray:
+        """Compute the probabilities of one variant."""
         if variant == "inductive":
-            running = self._predictor(variant)
-            return (
-                running.decide(self.seen(clips))
-                if self.card["space"] == "embeddings"
-                else running(clips.read(self.input))
-            )
-        normalised = features.normalise_by_enrolment(
-            self.seen(clips), self.seen(known), self.usual["mean"], self.usual["std"]
-        )
-        return self._predictor(variant)(normalised)
+            return self.predictors[variant](self.read(signals))
+        values, known = self.represent(signals), self.represent(enrolment)
+        mean, std = self.average_speaker["mean"], self.average_speaker["std"]
+        return self.predictors[variant](features.normalise_by_enrolment(values, known, mean, std))
 
-    def seen(self, clips: Clips) -> np.ndarray:
-        """Return the clips in the space of the card, shape ``(n_clips, n_dimensions)``."""
-        inputs = clips.read(self.input)
-        if self.card["space"] == "inputs":
-            return inputs
-        network = self._predictor("inductive")
-        if network not in clips.embedded:
-            clips.embedded[network] = network.embed(inputs)
-        return clips.embedded[network]
+    def read(self, signals: list[np.ndarray]) -> np.ndarray:
+        """Compute what the model reads of the clips, shape ``(n_signals, ...)``."""
+        contents = [np.asarray(signal, np.float32).tobytes() for signal in signals]
+        return np.stack([_read(self.reads[0].key, content) for content in contents])
 
-    def distances(self, clips: Clips) -> np.ndarray | None:
-        """Return how far clips lie from the training clips, 1 for the farthest hundredth of those; None if it is not known."""
-        if "clip_mean" not in self.usual:
+    def represent(self, signals: list[np.ndarray]) -> np.ndarray:
+        """Compute the clips in the space of the card, shape ``(n_signals, n_dimensions)``."""
+        embedded, values = self.card["space"] == "embeddings", self.read(signals)
+        return self.predictors["inductive"].embed(values) if embedded else values
+
+    def distances(self, signals: list[np.ndarray]) -> np.ndarray | None:
+        """Compute how far clips are from the mean of the training clips.
+
+        Returns
+        -------
+        np.ndarray [shape=(n_signals,)] or None
+            1 is the 99th percentile of the training clips; None if the model does not know.
+        """
+        if not self.average_speaker:
             return None
-        return (
-            distances(self.seen(clips), self.usual["clip_mean"], self.usual["clip_std"])
-            / self.card["farthest"]
-        )
-
-    def _predictor(self, variant: str):
-        if variant not in self._made:
-            self._made[variant] = self.parts[variant].predictor(len(self.emotions))
-        return self._made[variant]
-
-    _made: dict = field(default_factory=dict, compare=False, repr=False)
+        return _distances(self.represent(signals), self.average_speaker) / self.card["distance_p99"]
 
 
-def distances(values: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
-    """Return the mean distance of rows from a mean, in standard deviations; a column counts ten at most."""
-    return np.minimum(np.abs(values - mean) / (std + 1e-6), 10).mean(axis=1)
+@dataclass(frozen=True)
+class Average(SavedModel):
+    """A weighted average of models: p ∝ Π p_k ** (w_k / T), as in ``ensemble.weighted_average``.
+
+    Attributes
+    ----------
+    card, reads
+        See :class:`SavedModel`. The card's ``weights`` are variant → member → w, its
+        ``temperature`` is variant → T.
+    members
+        Name → model.
+    """
+
+    members: dict[str, Artifact]
+
+    def answer(self, variant: str, signals: list, enrolment: list) -> np.ndarray:
+        """Compute the probabilities of one variant."""
+        weights, temperature = (self.card[name][variant] for name in ("weights", "temperature"))
+        stack = [self.members[name].answer(variant, signals, enrolment) for name in weights]
+        return pool(np.stack(stack), np.array(list(weights.values())) / temperature)
+
+    def distances(self, signals: list[np.ndarray]) -> np.ndarray | None:
+        """Compute the mean distance over the members; see :meth:`Artifact.distances`."""
+        members = [member for member in self.members.values() if member.average_speaker]
+        return np.mean([m.distances(signals) for m in members], axis=0) if members else None
 
 
-def usual_speaker(values: np.ndarray, speakers: np.ndarray) -> tuple[dict[str, np.ndarray], float]:
-    """Describe training clips for :func:`save`.
+def average_speaker(
+    values: np.ndarray, speakers: np.ndarray
+) -> tuple[dict[str, np.ndarray], float]:
+    """Describe training clips.
 
     Parameters
     ----------
     values : np.ndarray [shape=(n_clips, n_dimensions)]
-        Inputs or embeddings, as they are before anything is standardised per speaker.
+        Inputs or embeddings, not normalised per speaker.
     speakers : np.ndarray [shape=(n_clips,)]
 
     Returns
     -------
-    usual, farthest
-        See :class:`Artifact`; and the distance that one in a hundred training clips exceeds.
+    average, distance_p99
+        ``mean`` and ``std`` of the average speaker, as ``features.normalise_by_enrolment`` takes
+        them, with ``clip_mean`` and ``clip_std`` over all clips; and the 99th percentile of the
+        clips' distances from ``clip_mean``.
     """
-    values = values.astype(np.float64)
-    own = [values[speakers == speaker] for speaker in np.unique(speakers)]
-    usual = {
-        "mean": np.mean([v.mean(axis=0) for v in own], axis=0),
-        "std": np.sqrt(np.mean([v.var(axis=0) for v in own], axis=0)),
-        "clip_mean": values.mean(axis=0),
-        "clip_std": values.std(axis=0),
+    table = pd.DataFrame(values.astype(np.float64))
+    own = table.groupby(np.asarray(speakers))
+    average = {
+        "mean": own.mean().mean().to_numpy(),
+        "std": np.sqrt(own.var(ddof=0).mean()).to_numpy(),
+        "clip_mean": table.mean().to_numpy(),
+        "clip_std": table.std(ddof=0).to_numpy(),
     }
-    return usual, float(np.percentile(distances(values, usual["clip_mean"], usual["clip_std"]), 99))
+    return average, float(np.percentile(_distances(values, average), 99))
 
 
 def save(
     folder: Path,
-    parts: dict[str, PartOfArtifact],
-    inputs: Input,
+    parts: dict[str, NetworkPart | LinearPart],
+    reads: Input,
     about: dict,
-    usual: dict[str, np.ndarray] | None = None,
+    values: np.ndarray | None = None,
+    speakers: np.ndarray | None = None,
     space: str = "inputs",
-    farthest: float = 1.0,
 ) -> Path:
     """Save a model.
 
     Parameters
     ----------
     folder
-        Of the artefact; made, or replaced.
+        Made, or replaced.
     parts
-        Variant → what predicts; "inductive" must be there.
-    inputs
-        How a signal becomes an input.
+        Variant → weights; "inductive" is required.
+    reads
+        How a signal becomes an input. Functionals without ``columns`` get the names of today's, so
+        that a feature that is added later does not change the model.
     about
-        The card: ``model``, ``emotions`` in the project's order, ``policy``, ``corpus``, ``licence``, ``protocol`` (cards of
-        the cross-validated results), and whatever else a user should know.
-    usual, farthest
-        From :func:`usual_speaker`; a speaker-normalised variant needs them.
+        The card: ``model``, ``emotions`` in the project's order, ``corpus``, ``labels``,
+        ``licence``, ``results``, ``recording_statistics``, and what else a user should know.
+    values, speakers
+        Of the training clips, for :func:`average_speaker`; a speaker-normalised variant needs
+        them. Values with more than two dimensions are not described.
     space
-        In which they are: "inputs", or "embeddings" of a network.
+        What the values are: "inputs", or "embeddings" of the inductive network.
 
     Returns
     -------
     Path
-        The folder; what was in it before is gone.
+        The folder.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds files that are not a model's.
+    Refused
+        If the emotions are in another order, or the network is defined in a notebook.
     """
-    if about["emotions"] != emotion_order(about["emotions"]):
-        raise ValueError(
-            f"emotions are {about['emotions']}; give them in the order of the model's outputs, which is the "
-            f"project's: {emotion_order(about['emotions'])}"
-        )
-    contents, described = {}, {}
+    if reads.kind == "functionals":
+        columns = {"columns": list(features.functionals(probe_signal()))}
+        reads = replace(reads, arguments=columns | reads.arguments)
+    card = about | {"input": asdict(reads), "variants": list(parts), "space": space, "parts": {}}
+    arrays = {}
     for variant, part in parts.items():
-        files = part.files(variant)
-        contents |= files
-        described[variant] = part.described() | {"files": list(files)}
-    if usual:
-        contents["usual.safetensors"] = _tensor_bytes(usual)
-    card = about | {
-        "format": FORMAT,
-        "sampling_rate": audio.SAMPLING_RATE,
-        "space": space,
-        "farthest": farthest,
-        "input": asdict(inputs),
-        "parts": described,
-        "files": {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
-        "versions": versions(),
-    }
-    made = Artifact(card, parts, usual or {})
-    card["probe"] = {variant: _answers(made, variant) for variant in parts}
-    return _write(Path(folder), contents | {"card.json": json.dumps(card, indent=1).encode()})
-
-
-@dataclass(frozen=True)
-class Average:
-    """Several models whose probabilities are multiplied: p ∝ Π p_k ** (w_k / T), as in ``ensemble.weighted_average``.
-
-    Attributes
-    ----------
-    card
-        As it was saved; ``weights`` are variant → member → w, ``temperature`` is variant → T.
-    members
-        Name → model.
-    """
-
-    card: dict
-    members: dict[str, Artifact]
-
-    @property
-    def emotions(self) -> list[str]:
-        return self.card["emotions"]
-
-    @property
-    def variants(self) -> list[str]:
-        return list(self.card["weights"])
-
-    @property
-    def inputs(self) -> list[Input]:
-        return [member.input for member in self.members.values()]
-
-    def inputs_of(self, variant: str) -> list[Input]:
-        """Return what the members of a variant read."""
-        return [self.members[name].input for name in self.card["weights"][variant]]
-
-    def probabilities(
-        self, signals: list[np.ndarray] | Clips, enrolment: list[np.ndarray] | Clips | None = None
-    ) -> np.ndarray:
-        """Compute probabilities, as :meth:`Artifact.probabilities` does."""
-        variant, clips, known = (
-            answering(self.variants, enrolment),
-            _clips(signals),
-            _clips(enrolment),
-        )
-        weights = self.card["weights"][variant]
-        for some in filter(None, (clips, known)):
-            some.prepare(self.inputs_of(variant))
-        large_first = sorted(weights, key=lambda name: -self.members[name].n_weights)
-        stack = np.stack(
-            side_by_side(lambda name: self.members[name].answer(variant, clips, known), large_first)
-        )
-        return pool(
-            stack,
-            np.array([weights[name] for name in large_first]) / self.card["temperature"][variant],
-        )
-
-    def distances(self, clips: Clips) -> np.ndarray | None:
-        """Return the mean of what the members say, as :meth:`Artifact.distances` does."""
-        found = [member.distances(clips) for member in self.members.values()]
-        return (
-            np.mean([one for one in found if one is not None], axis=0)
-            if any(one is not None for one in found)
-            else None
-        )
+        card["parts"][variant], arrays[variant] = part.describe()
+    if values is not None and values.ndim == 2:
+        arrays["average_speaker"], card["distance_p99"] = average_speaker(values, speakers)
+    return _write(folder, card, {f"{name}.safetensors": _tensors(a) for name, a in arrays.items()})
 
 
 def save_average(
@@ -544,274 +471,207 @@ def save_average(
     temperature: dict[str, float],
     about: dict,
 ) -> Path:
-    """Save an average; its members are copied into it, so that the folder can go alone.
+    """Save a weighted average of saved models, which are copied into its folder.
 
     Parameters
     ----------
     folder
-        Of the artefact.
+        Made, or replaced.
     members
-        Name → folder of a member.
+        Name → folder of a model.
     weights
-        Variant → member → weight. A member without a variant may be left out there.
+        Variant → member → weight. Members that do not have a variant are left out there.
     temperature
-        Variant → temperature: below 1, the members are surer together than alone.
+        Variant → temperature. Below 1, the average is more confident than its members.
     about
-        The card, as for :func:`save`.
-    """
-    models = {name: load(place) for name, place in members.items()}
-    contents = {
-        f"{name}/{path.name}": path.read_bytes()
-        for name, place in members.items()
-        for path in Path(place).iterdir()
-    }
-    digests = {name: hashlib.sha256(contents[f"{name}/card.json"]).hexdigest() for name in members}
-    card = about | {
-        "format": FORMAT,
-        "sampling_rate": audio.SAMPLING_RATE,
-        "members": digests,
-        "weights": weights,
-        "temperature": temperature,
-        "files": {},
-        "versions": versions(),
-    }
-    card["probe"] = {variant: _answers(Average(card, models), variant) for variant in weights}
-    return _write(Path(folder), contents | {"card.json": json.dumps(card, indent=1).encode()})
+        The card, as for :func:`save`. Corpus, labels, emotions, licence and recording statistics
+        are those of the first member where it does not have them.
 
-
-def load(folder: Path) -> Artifact | Average:
-    """Load a model, or say why not.
+    Returns
+    -------
+    Path
+        The folder.
 
     Raises
     ------
-    FileNotFoundError
-        If there is no artefact.
     Refused
-        If a file lacks, is too many, was changed, or holds what it must not; if classes are wrong; or if the model answers
-        the probe otherwise than when it was saved.
+        If a member can't be loaded.
     """
-    folder = Path(folder)
-    if not (folder / "card.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no card.json: give the folder of a model")
+    cards, contents = [], {}
+    for name, place in members.items():
+        cards.append(load(place).card)
+        contents |= {f"{name}/{own}": content for own, content in _read_files(place).items()}
+    shared = {"corpus", "labels", "emotions", "licence", "recording_statistics"} & cards[0].keys()
+    card = {name: cards[0][name] for name in sorted(shared)} | about
+    card |= {"members": list(members), "weights": weights, "temperature": temperature}
+    return _write(folder, card | {"variants": list(weights)}, contents)
+
+
+def load(folder: Path) -> Artifact | Average:
+    """Load a model.
+
+    Raises
+    ------
+    Refused
+        If there is no ``card.json``; if a file is missing, was changed, is not named by the card or
+        does not hold what the card says; if the network is no class of ``helpers.nets``; or if the
+        model answers the probe differently than when it was saved.
+    """
     try:
-        card = _read_card(folder)
-        contents = _read_files(folder, card)
-        emotions = card["emotions"]
-        if "members" in card:
-            average = _read_average(folder, card)
-            _require_same_answers(average)
-            return average
-        usual = (
-            read_tensors(contents["usual.safetensors"]) if "usual.safetensors" in contents else {}
+        present = (Path(folder) / "card.json").is_file()
+        require(present, "it holds no card.json: give the folder of a model")
+        contents = _read_files(folder)
+        card = json.loads(contents.pop("card.json"))
+        require(
+            card["format"] == FORMAT,
+            f"its card has the format {card['format']}, this version reads {FORMAT}: train the "
+            "model again, or use the version of the project that saved it",
         )
-        if card["space"] not in ("inputs", "embeddings") or not card["farthest"] > 0:
-            raise Refused(
-                f"its space is {card['space']!r}, its farthest clip {card['farthest']}: expected inputs or "
-                "embeddings, and a number above 0"
-            )
-        parts = {
-            variant: PARTS[about["kind"]].read(
-                about, {name: contents[name] for name in about["files"]}, len(emotions)
-            )
-            for variant, about in card["parts"].items()
-        }
-        artifact = Artifact(card, parts, usual)
-        if "inductive" not in parts or parts.keys() != card["probe"].keys():
-            raise Refused(
-                f"it has the variants {list(parts)} and probes of {list(card['probe'])}; expected inductive among "
-                "them, and a probe for each"
-            )
-        _require_same_answers(artifact)
+        wrong = dict(_hashes(contents).items() ^ card["files"].items())
+        require(not wrong, f"these files were changed, added or removed: {', '.join(wrong)}")
+        model = _build(card, contents)
+        _check_probe(model)
     except Refused as refusal:
         raise Refused(f"{folder}: refused, {refusal}") from None
-    except (
-        Exception
-    ) as error:  # whatever a damaged or hostile file makes a library say, it is a refusal
-        what = f"{type(error).__name__}: {str(error)[:300]}"
-        raise Refused(f"{folder}: refused, it does not hold what its card says ({what})") from error
-    return artifact
-
-
-def made_of(folder: Path, recipe: str) -> Artifact | Average | None:
-    """Return the model in a folder if it is whole and was made of this recipe (its card's), and note its files as outputs."""
-    from helpers.tables import note_output  # late: who only predicts does not need tables
-
-    try:
-        model = load(folder)
-    except (FileNotFoundError, Refused):
-        return None
-    if model.card.get("recipe") != recipe:
-        return None
-    for path in filter(Path.is_file, sorted(Path(folder).rglob("*"))):
-        note_output(path)
+    except Exception as error:  # a damaged file makes libraries raise anything
+        raise Refused(
+            f"{folder}: refused, it does not hold what its card says ({type(error).__name__}: "
+            f"{str(error)[:300]})"
+        ) from error
     return model
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of what a probability depends on."""
-    return {
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in PACKAGES},
-    }
+def is_made_of(folder: Path, key: str) -> bool:
+    """Return whether a folder holds a model that can be loaded and whose card has this ``key``."""
+    try:
+        return load(folder).card.get("key") == key
+    except Refused:
+        return False
 
 
 def probe_signal() -> np.ndarray:
-    """Return two seconds of a synthetic voice, the same on every machine: harmonics that glide, with pauses."""
+    """Synthesise two seconds of a voice-like signal, the same on every machine."""
     time = np.arange(2 * audio.SAMPLING_RATE) / audio.SAMPLING_RATE
-    pitch = 120 + 40 * np.sin(2 * np.pi * 0.7 * time) + 15 * np.sin(2 * np.pi * 2.3 * time)
-    phase = 2 * np.pi * np.cumsum(pitch) / audio.SAMPLING_RATE
-    voice = sum(
-        np.sin(k * phase + k) * (0.6 + 0.4 * np.sin(2 * np.pi * (0.5 + k / 7) * time)) / k
-        for k in range(1, 25)
-    )
-    breath = (
-        np.modf(np.abs(np.sin(np.arange(len(time)) * 12.9898) * 43758.5453))[0] - 0.5
-    )  # noise without a generator
+    harmonics = np.arange(1, 25)[:, None]
+    phase = 2 * np.pi * (120 * time - 9 * np.cos(2 * np.pi * 0.7 * time))
+    voice = (np.sin(harmonics * phase + harmonics) / harmonics).sum(axis=0)
+    noise = np.modf(np.abs(np.sin(np.arange(len(time)) * 12.9898) * 43758.5453))[0] - 0.5
     loudness = np.clip(np.sin(2 * np.pi * 1.5 * time) + 0.4, 0, None)
-    return (0.1 * voice * loudness + 0.003 * breath).astype(np.float32)
+    return (0.1 * voice * loudness + 0.003 * noise).astype(np.float32)
 
 
-def _tensor_bytes(arrays: dict[str, np.ndarray]) -> bytes:
-    return save_tensors({name: np.array(value, order="C") for name, value in arrays.items()})
+def require(condition: bool, text: str) -> None:
+    """Refuse with this text unless the condition holds."""
+    if not condition:
+        raise Refused(text)
 
 
-def _write(folder: Path, contents: dict[str, bytes]) -> Path:
-    """Replace an artefact by these files; the card comes last, so that a folder with a card is whole."""
-    strange = [
-        path
-        for path in folder.rglob("*")
-        if path.is_file()
-        and path.suffix not in (".json", *SUFFIXES)
-        and not path.name.startswith(".")
-    ]  # what a killed writer leaves
-    if strange:
-        raise ValueError(
-            f"{folder} holds {strange[0].name}, so it is no model that could be replaced: give another folder"
+def _read_clip(reads: Input, change, *clip) -> np.ndarray:
+    return reads(change(audio.load(*clip)))
+
+
+@functools.lru_cache(maxsize=64)
+def _read(key: str, samples: bytes) -> np.ndarray:
+    """Compute an input; members of an average that read the same share it."""
+    return Input(**json.loads(key))(np.frombuffer(samples, np.float32))
+
+
+def _distances(values: np.ndarray, average: dict[str, np.ndarray]) -> np.ndarray:
+    """Compute mean absolute deviations in standard deviations; a column counts at most ten."""
+    deviations = np.abs(values - average["clip_mean"]) / (average["clip_std"] + 1e-6)
+    return deviations.clip(max=10).mean(axis=1)
+
+
+def _probe(model: SavedModel) -> dict[str, list[float]]:
+    return {variant: _answers(model, variant) for variant in ["inductive", *model.variants]}
+
+
+def _answers(model: SavedModel, variant: str) -> list[float]:
+    """Compute the probe of a variant; the halves of the signal are the enrolment."""
+    signal = probe_signal()
+    return model.answer(variant, [signal], np.split(signal, 2))[0].round(6).tolist()
+
+
+def _check_probe(model: SavedModel) -> None:
+    found, expected = _probe(model), model.card["probe"]
+    changed = dict(model.card["versions"].items() - _versions().items())
+    require(
+        found.keys() == expected.keys()
+        and np.allclose([found[v] for v in expected], [*expected.values()], 0, SAME_PROBABILITY),
+        f"it answers the probe differently than when it was saved ({found}, expected {expected}). "
+        f"Versions that differ: {changed or 'none, so the features or the network changed'}. "
+        "Install the versions of its card, or train it again",
+    )
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions of what a probability depends on."""
+    return {
+        name: importlib.metadata.version(name)
+        for name in ("numpy", "scipy", "scikit-learn", "torch", "librosa", "soxr", "safetensors")
+    }
+
+
+def _hashes(contents: dict[str, bytes]) -> dict[str, str]:
+    return {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+
+
+def _tensors(arrays: dict[str, np.ndarray]) -> bytes:
+    return safetensors.numpy.save({n: np.array(v, order="C") for n, v in arrays.items()})
+
+
+def _read_files(folder: Path) -> dict[str, bytes]:
+    """Read all files of a folder; refuse links, large files and other kinds."""
+    contents = {}
+    for path in sorted(Path(folder).rglob("[!.]*")):
+        limit = LARGEST_CARD if path.name == "card.json" else LARGEST_FILE
+        known = path.is_dir() or path.name == "card.json" or path.suffix == ".safetensors"
+        require(
+            known and not path.is_symlink() and path.stat().st_size <= limit,
+            f"{path.name} is no .safetensors file, a link, or larger than {limit} bytes",
         )
+        if path.is_file():
+            contents[path.relative_to(folder).as_posix()] = path.read_bytes()
+    return contents
+
+
+def _write(folder: Path, card: dict, contents: dict[str, bytes]) -> Path:
+    """Replace a saved model; the card comes last, so that a folder with a card is complete."""
+    from helpers.tables import note_output  # late: prediction needs no tables
+
+    card |= {"format": FORMAT, "sampling_rate": audio.SAMPLING_RATE, "files": _hashes(contents)}
+    card |= {"versions": _versions(), "probe": _probe(_build(card, contents))}
+    usual = ("", ".json", ".safetensors", ".skops")  # the last one of older models
+    strange = [path.name for path in folder.rglob("[!.]*") if path.suffix not in usual]
+    require(not strange, f"{folder} holds {strange[:5]}, so it is no model: give another folder")
     shutil.rmtree(folder, ignore_errors=True)
-    for name, content in contents.items():
+    for name, content in (contents | {"card.json": json.dumps(card, indent=1).encode()}).items():
         write_atomically(folder / name, lambda handle, content=content: handle.write(content))
+        note_output(folder / name)
     return folder
 
 
-def _clips(signals: list[np.ndarray] | Clips | None) -> Clips | None:
-    return Clips(signals) if isinstance(signals, list) and signals else signals or None
-
-
-def _read_average(folder: Path, card: dict) -> Average:
-    members = {}
-    for name, digest in card["members"].items():
-        if hashlib.sha256((folder / name / "card.json").read_bytes()).hexdigest() != digest:
-            raise Refused(
-                f"its member {name} is not the one that was saved (the hash of its card differs)"
-            )
-        members[name] = load(folder / name)
-        if not isinstance(members[name], Artifact) or members[name].emotions != card["emotions"]:
-            raise Refused(
-                f"its member {name} has other emotions ({members[name].emotions}), or is an average itself"
-            )
-    weights = card["weights"]
-    for variant, own in weights.items():
-        if not own or not all(
-            isinstance(w, (int, float)) and 0 <= w < 100 and variant in members[name].parts
-            for name, w in own.items()
-        ):
-            raise Refused(
-                f"its weights of the variant {variant} are not those of its members: {str(own)[:200]}"
-            )
-        if not 0.01 < card["temperature"][variant] < 100:
-            raise Refused(
-                f"its temperature of the variant {variant} is {card['temperature'][variant]}; expected 0.01 to 100"
-            )
-    if "inductive" not in weights or weights.keys() != card["probe"].keys():
-        raise Refused(f"it has weights for {list(weights)} and probes for {list(card['probe'])}")
-    return Average(card, members)
-
-
-@functools.cache
-def _probe() -> tuple[Clips, Clips]:
-    """The probe and its halves, as the enrolment; what one model reads of them, the next need not make again."""
-    signal = probe_signal()
-    return Clips([signal]), Clips([signal[: len(signal) // 2], signal[len(signal) // 2 :]])
-
-
-def _answers(artifact: Artifact | Average, variant: str) -> list[float]:
-    whole, halves = _probe()
-    return [
-        round(float(p), 6)
-        for p in artifact.probabilities(whole, halves if variant == "speaker-normalised" else None)[
-            0
-        ]
-    ]
-
-
-def _require_same_answers(artifact: Artifact | Average) -> None:
-    then = artifact.card["versions"]
-    for variant, expected in artifact.card["probe"].items():
-        found = _answers(artifact, variant)
-        if len(expected) != len(found) or not np.allclose(found, expected, atol=SAME_PROBABILITY):
-            now = versions()
-            differ = [
-                f"{name} {then.get(name)} then, {now[name]} now"
-                for name in now
-                if then.get(name) != now[name]
-            ]
-            raise Refused(
-                f"it answers the probe otherwise than when it was saved ({variant}: {found}, expected {expected}); "
-                f"{'; '.join(differ) or 'all versions are the same, so the front-end or the network changed'}. "
-                "Install the versions of its card, or train it again"
-            )
-
-
-def _read_card(folder: Path) -> dict:
-    path = folder / "card.json"
-    if path.is_symlink() or path.stat().st_size > LARGEST_CARD:
-        raise Refused(f"card.json is a link, or larger than {LARGEST_CARD} bytes")
-    card = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(card, dict) or card.get("format") != FORMAT:
-        raise Refused(
-            f"its card has the format {str(card)[:20] if not isinstance(card, dict) else card.get('format')}; this "
-            f"version reads {FORMAT}"
-        )
-    emotions = card.get("emotions")
-    good = (
-        isinstance(emotions, list)
-        and all(isinstance(e, str) and e for e in emotions)
-        and len(emotions) >= 2
+def _build(card: dict, contents: dict[str, bytes], place: str = "") -> Artifact | Average:
+    """Make a model of its card and files; refuse a card that does not fit."""
+    emotions = card["emotions"]
+    require(
+        emotions == emotion_order(emotions) and card["sampling_rate"] == audio.SAMPLING_RATE,
+        f"it is for {card['sampling_rate']} Hz and the emotions {str(emotions)[:200]}; expected "
+        f"{audio.SAMPLING_RATE} Hz, and different emotions in the order of the model's outputs, "
+        f"which is the project's: {emotion_order(emotions)}",
     )
-    if not good or emotions != emotion_order(emotions) or len(set(emotions)) != len(emotions):
-        raise Refused(
-            f"its classes {str(emotions)[:200]} are no list of different emotions in the project's order"
-        )
-    if card["sampling_rate"] != audio.SAMPLING_RATE:
-        raise Refused(
-            f"it is for {card['sampling_rate']} Hz, this version works at {audio.SAMPLING_RATE} Hz"
-        )
-    return card
-
-
-def _read_files(folder: Path, card: dict) -> dict[str, bytes]:
-    """Read the files that the card names, and require that there are no others."""
-    contents = {}
-    for name, digest in card["files"].items():
-        path = folder / name
-        if Path(name).name != name or path.suffix not in SUFFIXES or path.is_symlink():
-            raise Refused(
-                f"it names {name!r}: only files of its own folder, .safetensors and .skops, are read"
-            )
-        if not path.is_file() or path.stat().st_size > LARGEST_FILE:
-            raise Refused(f"{name} is not there, or larger than {LARGEST_FILE} bytes")
-        contents[name] = path.read_bytes()
-        if hashlib.sha256(contents[name]).hexdigest() != digest:
-            raise Refused(f"{name} is not the file that was saved (its hash differs)")
-    members = card.get("members", {})
-    if strange := [
-        name for name in members if Path(name).name != name or (folder / name).is_symlink()
-    ]:
-        raise Refused(f"it names {strange[0]!r}: only folders of its own folder are read")
-    others = {path.name for path in folder.iterdir()} - {"card.json", *contents, *members}
-    if others:
-        raise Refused(
-            f"it holds files that its card does not name: {', '.join(sorted(others)[:5])}"
-        )
-    return contents
+    if "members" in card:
+        members = {}
+        for name in card["members"]:
+            own = json.loads(contents[f"{name}/card.json"])
+            require(own["emotions"] == emotions, f"its member {name} has other emotions")
+            members[name] = _build(own, contents, f"{name}/")
+        return Average(card, [member.reads[0] for member in members.values()], members)
+    predictors, average = {}, {}
+    for variant, about in card["parts"].items():
+        arrays = safetensors.numpy.load(contents[f"{place}{variant}.safetensors"])
+        part = NetworkPart(**about, weights=arrays) if about else LinearPart(**arrays)
+        predictors[variant] = part.predictor(len(emotions))
+    if content := contents.get(f"{place}average_speaker.safetensors"):
+        average = safetensors.numpy.load(content)
+    return Artifact(card, [Input(**card["input"])], predictors, average)

@@ -1,174 +1,158 @@
-"""A content-addressed store for costly results: features of a clip, a trained fold.
+"""Results of costly steps, found again by what they depend on; and how work is spread.
 
-A result is stored under a hash of everything it depends on (its *recipe*), so it is found again exactly when nothing
-that matters has changed, on any run, in any order, and whoever asks. Values are dictionaries of arrays, kept as
-``.npz`` without pickles; a file appears under its name only when it is complete.
-
-One small file per clip is meant: any number of processes and machines write at once without a lock, whoever is killed loses
-one clip, and a look-up costs a fraction of a millisecond. ``benchmarks/scale.py`` says what that comes to.
+A result is stored under its *kind*, the *version* of the code that makes it and a *key*, a hash of
+its data and settings. Versions are numbers that a person raises (``VERSION`` in each module that
+makes results); ``tests/test_versions.py`` fails when such a module was edited and its number was
+not. What is stored is arrays, without pickles, in a few files per kind: a trained fold is one file,
+results of clips share a file by the hundred. The folder may be removed at any time.
 """
 
 import ast
+import contextlib
 import functools
 import hashlib
-import inspect
+import importlib.util
 import itertools
+import json
 import os
-import re
 import sys
 import tempfile
-import textwrap
+import warnings
 import zipfile
-from collections.abc import Callable, Iterable
-from dataclasses import is_dataclass
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from types import ModuleType
+from typing import IO
 
+import joblib
 import numpy as np
-import pandas as pd
+from joblib.externals.loky.process_executor import TerminatedWorkerError
+from tqdm import tqdm
 
 from helpers import paths
 
-LARGE_BYTES = 1_000_000_000  # an array above that stays on disk
+SHARD = 256  # clips whose results share a file
+FEW = 32  # clips for which starting processes costs more than it saves
+WAIT_S = 10  # s; how long a Dask scheduler, and then its first worker, may take to answer
+VERSIONS = Path(__file__).with_name("versions.json")  # module → [version, hash of its code]
 
 
-def recipe_hash(*parts) -> str:
-    """Hash a recipe: numbers, strings, arrays, tables, modules (their source), and containers of them.
+def hash_of(*parts) -> str:
+    """Hash numbers, strings, arrays, and containers of them: the key of :func:`fetch`."""
+    return joblib.hash(parts)
 
-    Use it for the key of :func:`fetch`. Dictionaries are hashed in sorted order, so their order does not matter.
 
-    Raises
-    ------
-    TypeError
-        If a part is of a kind whose content can't be told, e.g. an open file.
+def source_of(thing: Callable) -> str:
+    """Return what identifies a class or function in a key.
+
+    One of an importable module goes by its name: a version number stands for its code. One that
+    is defined in a notebook goes by its source, with that of the notebook's own classes, functions
+    and numbers that it names. A ``functools.partial`` adds its arguments.
     """
-    digest = hashlib.sha256()
-    for part in parts:
-        _update(digest, part)
-    return digest.hexdigest()[:32]
+    if isinstance(thing, functools.partial):
+        return f"{source_of(thing.func)}{thing.args}{sorted(thing.keywords.items())}"
+    if thing.__module__ != "__main__":
+        return f"{thing.__module__}.{thing.__qualname__}"
+    main = vars(sys.modules["__main__"])
+    defined, found, waiting = {}, {}, [thing.__name__]
+    for cell in main.get("In") or [Path(main["__file__"]).read_text("utf-8")]:
+        with contextlib.suppress(SyntaxError):  # a magic; it defines nothing
+            nodes = (n for n in _code(cell).body if isinstance(n, (ast.ClassDef, ast.FunctionDef)))
+            defined.update((node.name, node) for node in nodes)
+    while waiting:
+        name = waiting.pop()
+        if name in defined and name not in found:
+            found[name] = ast.unparse(defined[name])
+            waiting += [n.id for n in ast.walk(defined[name]) if isinstance(n, ast.Name)]
+        elif isinstance(main.get(name), (int, float, str, tuple)):
+            found[name] = repr(main[name])
+    return repr(sorted(found.items()))
 
 
 def fetch(
-    kind: str, key: str, compute: Callable[[], dict[str, np.ndarray]]
+    kind: str,
+    version: int | tuple[int, ...],
+    key: str,
+    make: Callable[[], dict[str, np.ndarray]],
 ) -> dict[str, np.ndarray]:
-    """Return the stored result, or compute and store it.
+    """Return the stored result, or make and store it.
 
     Parameters
     ----------
     kind
-        Sub-folder of ``SER_WORK/cache``, e.g. ``"functionals"``.
+        Folder of ``SER_WORK/cache``, e.g. ``"folds"``.
+    version
+        Version number of the code that makes the result, or of several modules.
     key
-        From :func:`recipe_hash`.
-    compute
+        From :func:`hash_of`.
+    make
         Called without arguments when nothing is stored, or what is stored is damaged.
     """
-    stored = stored_at(kind, key)
+    stored = _folder(kind, version) / f"{key}.npz"
     try:
         with np.load(stored, allow_pickle=False) as arrays:
             return dict(arrays)
     except (FileNotFoundError, ValueError, EOFError, OSError, zipfile.BadZipFile):
-        pass  # not there, or cut short by a full disk: compute it
-    result = compute()
+        pass  # not there, or cut short: it is made
+    result = make()
     write_atomically(stored, lambda handle: np.savez(handle, **result))
     return result
 
 
-def stacked(kind: str, key: str, rows: Iterable[np.ndarray], n_rows: int) -> np.ndarray:
-    """Stack rows of the same shape into one array; one above ``LARGE_BYTES`` is a file that is read where it is used.
+def map_clips(
+    compute: Callable,
+    arguments: Iterable[tuple],
+    *,
+    kind: str = "",
+    version: int | tuple[int, ...] = 0,
+    keys: list[str] | None = None,
+    n_jobs: int = -1,
+    progress: str = "clips",
+) -> Iterator:
+    """Call ``compute(*arguments)`` for every clip, and yield the results in order.
+
+    With ``SER_CLUSTER`` (the address of a Dask scheduler, ``tcp://host:8786``) its workers compute;
+    they see audio under the same paths. What a worker had not finished when it died goes to
+    another one.
 
     Parameters
     ----------
-    kind, key
-        As for :func:`fetch`. A large array that is stored is not made again.
-    rows
-        Made one by one.
-    n_rows
-        How many there are.
+    compute
+        A function of a module, so that processes can import it. It returns an array where results
+        are stored, and anything that can be pickled otherwise.
+    arguments
+        One tuple per clip.
+    kind, version, keys
+        As for :func:`fetch`, with a key per clip: results are stored, and clips whose result is
+        stored are not computed again. This process writes, so a kill loses at most ``SHARD`` clips.
+    n_jobs
+        Processes; -1 for all cores, 1 for none. Few clips are computed in this process.
+    progress
+        Label of the progress bar.
 
-    Returns
-    -------
-    np.ndarray [shape=(n_rows, ...)]
-        In memory, or mapped from a file under ``SER_WORK/cache`` and read-only.
+    Raises
+    ------
+    ChildProcessError
+        If a process was killed, mostly because memory ran short.
+    ConnectionError, ModuleNotFoundError
+        If the cluster can't be used; the text says why.
     """
-    stored = stored_at(kind, key).with_suffix(".npy")
-    if stored.is_file():
-        return np.load(stored, mmap_mode="r")
-    rows = iter(rows)
-    first = next(rows)
-    shape = (n_rows, *first.shape)
-    if first.nbytes * n_rows <= LARGE_BYTES:
-        result = np.empty(shape, first.dtype)
-        for i, row in enumerate(itertools.chain([first], rows)):
-            result[i] = row
-        return result
-
-    def write(
-        handle,
-    ) -> (
-        None
-    ):  # by writing, not through the mapped file: its pages would count as this process's memory
-        layout = {
-            "descr": np.lib.format.dtype_to_descr(first.dtype),
-            "fortran_order": False,
-            "shape": shape,
-        }
-        np.lib.format.write_array_header_2_0(handle, layout)
-        for row in itertools.chain([first], rows):
-            handle.write(np.ascontiguousarray(row).data)
-
-    write_atomically(stored, write)
-    return np.load(stored, mmap_mode="r")
+    arguments = list(arguments)
+    stored = _stored_shards(kind, version) if kind else {}
+    with tqdm(total=len(arguments), desc=progress, unit="clip", mininterval=1) as bar:
+        for begin in range(0, len(arguments), SHARD):
+            jobs = dict(enumerate(arguments[begin : begin + SHARD], start=begin))
+            results = {i: _read(stored, keys[i]) for i in jobs} if kind else dict.fromkeys(jobs)
+            missing = [i for i in jobs if results[i] is None]
+            made = _computed(compute, [jobs[i] for i in missing], n_jobs)
+            results.update(zip(missing, made, strict=True))
+            if kind and missing:
+                _write_shard(kind, version, {keys[i]: results[i] for i in missing})
+            bar.update(len(jobs))
+            yield from results.values()
 
 
-@functools.cache
-def code(thing: Callable | ModuleType) -> str:
-    """Return the source of a function, class or module without comments and docstrings: better prose changes no recipe."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(thing)))
-    for node in ast.walk(tree):
-        if (
-            isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Module))
-            and ast.get_docstring(node) is not None
-        ):
-            node.body = node.body[1:] or [ast.Pass()]
-    return ast.unparse(tree)
-
-
-def code_with_parts(thing: Callable) -> list[str]:
-    """Return the code of a function or class, and of whatever it names in this package, directly or through others.
-
-    With it come the numbers, strings, tuples and dataclasses that it names; other constants belong into a recipe on their own.
-    """
-    package, found, waiting = thing.__module__.split(".")[0], {}, [thing]
-    while waiting:
-        part = waiting.pop()
-        text, known = code(part), vars(sys.modules[part.__module__])
-        found[part.__module__, part.__qualname__] = text
-        named = {word: known[word] for word in set(re.findall(r"\w+", text)) if word in known}
-        for module, name in set(re.findall(r"\b(\w+)\.(\w+)", text)):  # audio.trim
-            if inspect.ismodule(known.get(module)) and known[module].__name__.startswith(
-                f"{package}."
-            ):
-                named[name] = vars(known[module])[name]
-        for name, value in named.items():
-            value = inspect.unwrap(value) if callable(value) else value
-            if isinstance(value, (bool, int, float, str, tuple)) or (
-                is_dataclass(value) and not inspect.isclass(value)
-            ):
-                found[part.__module__, name] = f"{name} = {value!r}"
-            elif (inspect.isclass(value) or inspect.isfunction(value)) and value.__module__.split(
-                "."
-            )[0] == package:
-                waiting += [value] if (value.__module__, value.__qualname__) not in found else []
-    return [found[name] for name in sorted(found)]
-
-
-def stored_at(kind: str, key: str) -> Path:
-    """Return where a result lies (or would lie)."""
-    return paths.work("cache") / kind / key[:2] / f"{key}.npz"
-
-
-def write_atomically(path: Path, write: Callable) -> None:
-    """Write a file under a temporary name beside it and rename it when it is complete.
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file under a temporary name in its folder and rename it when it is complete.
 
     A kill or a full disk in the middle leaves what was there before.
     """
@@ -184,48 +168,108 @@ def write_atomically(path: Path, write: Callable) -> None:
             raise  # of what makes the content, not of the disk
         raise OSError(
             error.errno,
-            f"could not write {path}: {error.strerror}. What was there before is untouched; "
-            "free some space or set SER_WORK to another disk, then run again.",
+            f"could not write {path}: {error.strerror}. What was there before is untouched; free "
+            "some space or set SER_WORK to another disk, then run again.",
         ) from error
     finally:
         Path(temporary).unlink(missing_ok=True)
 
 
+def code_hash(module: Path) -> str:
+    """Hash a module's code without comments and docstrings."""
+    return hashlib.sha256(ast.unparse(_code(module.read_text("utf-8"))).encode()).hexdigest()[:16]
+
+
 @functools.cache
-def _source(thing: Callable | ModuleType) -> str:
-    return inspect.getsource(thing)  # a key per clip, of a corpus, must not read files
+def warn_of_edited_modules() -> None:
+    """Warn where a module that makes results was edited and its version was not raised."""
+    for name, (version, expected) in json.loads(VERSIONS.read_text("utf-8")).items():
+        if code_hash(VERSIONS.with_name(f"{name}.py")) != expected:
+            warnings.warn(
+                f"helpers/{name}.py was edited, and results that are stored may be of the code "
+                f"before: raise its VERSION (now {version}) if they can change, then run "
+                "python tests/test_versions.py",
+                stacklevel=2,
+            )
 
 
-def _update(digest, part) -> None:
-    # kind and length first, so that ("ab", "c") and ("a", "bc"), or ["a"], "b" and ["a", "b"], are not the same
-    digest.update(
-        f"{type(part).__name__}:{len(part) if hasattr(part, '__len__') else ''}:".encode()
-    )
-    if part is None or isinstance(part, (str, bytes, bool, int, float, np.generic)):
-        digest.update(part if isinstance(part, bytes) else repr(part).encode())
-    elif isinstance(part, np.ndarray):
-        digest.update(f"{part.dtype}{part.shape}".encode())
-        digest.update(
-            repr(part.tolist()).encode()
-            if part.dtype == object
-            else np.ascontiguousarray(part).data
-        )
-    elif isinstance(part, (pd.DataFrame, pd.Series)):
-        digest.update(
-            repr(list(part.columns) if isinstance(part, pd.DataFrame) else [part.name]).encode()
-        )
-        digest.update(pd.util.hash_pandas_object(part).to_numpy().data)
-    elif isinstance(part, dict):
-        for name in sorted(part):
-            _update(digest, name)
-            _update(digest, part[name])
-    elif isinstance(part, (list, tuple, set, frozenset)):
-        for item in sorted(part) if isinstance(part, (set, frozenset)) else part:
-            _update(digest, item)
-    elif isinstance(part, ModuleType) or inspect.isroutine(part) or inspect.isclass(part):
-        digest.update(_source(part).encode())
-    else:
-        raise TypeError(
-            f"a recipe can't hold {type(part).__name__} ({part!r:.80}): its content can't be hashed. "
-            "Give its parameters as numbers, strings, arrays or dictionaries instead."
-        )
+def _code(source: str) -> ast.Module:
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        documented = isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Module))
+        if documented and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return tree
+
+
+def _folder(kind: str, version: int | tuple[int, ...]) -> Path:
+    warn_of_edited_modules()
+    numbers = version if isinstance(version, tuple) else (version,)
+    return paths.work("cache") / kind / f"v{'.'.join(map(str, numbers))}"
+
+
+def _stored_shards(kind: str, version: int | tuple[int, ...]) -> dict[str, Path]:
+    """Return key → file of all results of clips that are stored."""
+    found = {}
+    for path in sorted(_folder(kind, version).glob("*.clips.npz")):
+        try:
+            with zipfile.ZipFile(path) as file:
+                found.update(dict.fromkeys((name[:-4] for name in file.namelist()), path))
+        except (zipfile.BadZipFile, OSError):
+            pass  # cut short: its clips are computed again
+    return found
+
+
+@functools.lru_cache(maxsize=2)
+def _shard(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def _read(stored: dict[str, Path], key: str) -> np.ndarray | None:
+    try:
+        return _shard(stored[key])[key] if key in stored else None
+    except (ValueError, OSError, zipfile.BadZipFile):
+        return None
+
+
+def _write_shard(kind: str, version: int | tuple[int, ...], results: dict[str, np.ndarray]) -> None:
+    path = _folder(kind, version) / f"{hash_of(sorted(results))}.clips.npz"
+    write_atomically(path, lambda handle: np.savez(handle, **results))
+
+
+def _computed(compute: Callable, jobs: list[tuple], n_jobs: int) -> list:
+    """Compute some clips: in this process, in several, or on a cluster."""
+    if address := os.environ.get("SER_CLUSTER") if n_jobs != 1 else None:
+        with _cluster(address) as client:
+            return client.gather(client.map(lambda job: compute(*job), jobs, pure=False))
+    if n_jobs == 1 or len(jobs) <= FEW:
+        return list(itertools.starmap(compute, jobs))
+    try:
+        return joblib.Parallel(n_jobs)(joblib.delayed(compute)(*job) for job in jobs)
+    except TerminatedWorkerError as error:
+        raise ChildProcessError(
+            "a process that worked on clips was ended from outside, mostly because memory ran "
+            "short: close other programs, or take fewer processes (N_JOBS in notebooks), and run "
+            "this again; what was stored is not computed again"
+        ) from error
+
+
+def _cluster(address: str):
+    """Connect with a Dask scheduler whose workers find this project."""
+    try:
+        from distributed import Client
+
+        client = Client(address, timeout=WAIT_S, set_as_default=False)
+        client.wait_for_workers(1, timeout=WAIT_S)
+        found = client.run(importlib.util.find_spec, "helpers")
+        if None in found.values():
+            raise ImportError("a worker does not find the project")
+        return client
+    except (ImportError, OSError, ValueError) as error:
+        raise ConnectionError(
+            f"SER_CLUSTER={address} can't be used ({type(error).__name__}: {error}). Expected: Dask "
+            "(pip install 'dask[distributed]'), a scheduler that runs there (dask scheduler), and "
+            "workers, started in the project's folder: PYTHONPATH=. dask worker "
+            f"{address} --nworkers auto --nthreads 1. Or unset SER_CLUSTER."
+        ) from error

@@ -1,14 +1,15 @@
 """Reading an IEMOCAP release: EmoEvaluation, transcriptions, and the audio of each utterance.
 
-The folder is read as it is unpacked (C. Busso et al., "IEMOCAP: interactive emotional dyadic motion capture database",
-Language Resources and Evaluation 42(4), 2008)::
+The folder is read as it is unpacked (C. Busso et al., "IEMOCAP: interactive emotional dyadic motion
+capture database", Language Resources and Evaluation 42(4), 2008)::
 
-    SessionN/dialog/EmoEvaluation/<dialogue>.txt     label, times, valence, arousal, dominance, each annotator's votes
+    SessionN/dialog/EmoEvaluation/<dialogue>.txt     label, times, attributes, votes
     SessionN/dialog/transcriptions/<dialogue>.txt    what was said
-    SessionN/sentences/wav/<dialogue>/<utterance>.*  the utterances; where they lack,
-    SessionN/dialog/wav/<dialogue>.*                 the whole dialogue, from which they are cut by their times
+    SessionN/sentences/wav/<dialogue>/<utterance>.*  the utterances; where there are none,
+    SessionN/dialog/wav/<dialogue>.*                 the dialogues, from which they are cut
 
-In ``Ses01F_impro01_M003`` the first letter is the actor who wore the markers; the *speaker* is the second one: Ses01M.
+In ``Ses01F_impro01_M003`` the first letter is the actor who wore the markers; the *speaker* is the
+second one: Ses01M.
 """
 
 import re
@@ -50,7 +51,7 @@ _TURN = re.compile(
     r"\[(?P<valence>[\d.]+), (?P<arousal>[\d.]+), (?P<dominance>[\d.]+)\]"
 )
 _VOTE = re.compile(r"^C-(?P<annotator>\w+):\t(?P<emotions>[^(]*?);?\s*(\(|$)")
-_SPOKEN = re.compile(r"^(?P<id>Ses\d\d[FM]_\w+_[FM]\d+) \[[\d.]+-[\d.]+\]:\s*(?P<text>.*)$")
+_SPOKEN = re.compile(r"^(Ses\d\d[FM]_\w+_[FM]\d+) \[[\d.]+-[\d.]+\]:[ \t]*(.*)$", re.MULTILINE)
 
 
 def read(root: Path) -> pd.DataFrame:
@@ -59,15 +60,10 @@ def read(root: Path) -> pd.DataFrame:
     Returns
     -------
     pd.DataFrame
-        One row per utterance; ``path`` is empty where its audio is not there. ``start_s`` and ``end_s`` (s) are set only
-        where the path is a whole dialogue.
+        One row per utterance; ``path`` is empty where its audio is not there. ``start_s`` and
+        ``end_s`` (s) are set only where the path is a whole dialogue.
     """
-    sessions = sorted(
-        p
-        for pattern in ("Session[1-5]", "*/Session[1-5]")
-        for p in Path(root).glob(pattern)
-        if p.is_dir()
-    )
+    sessions = sorted([*root.glob("Session[1-5]"), *root.glob("*/Session[1-5]")])
     return pd.DataFrame([row for session in sessions for row in _read_session(session)])
 
 
@@ -77,14 +73,15 @@ def read_evaluation(path: Path) -> list[dict]:
     Parameters
     ----------
     path
-        Blocks of one turn each: ``[start - end] <id> <label> [v, a, d]``, then the votes (``C-…``) and the attributes
-        (``A-…``) of each annotator.
+        Blocks of one turn each: ``[start - end] <id> <label> [v, a, d]``, then the votes (``C-…``)
+        and the attributes (``A-…``) of each annotator.
 
     Returns
     -------
     list of dict
-        ``id``, ``start`` and ``end`` (s, within the dialogue), ``emotion`` (native name), ``valence``, ``arousal``,
-        ``dominance`` (1–5), ``votes`` ("E2: neutral | E3: neutral, frustration | …").
+        ``id``, ``start`` and ``end`` (s, within the dialogue), ``emotion`` (native name),
+        ``valence``, ``arousal``, ``dominance`` (1–5), ``votes`` ("E2: neutral | E3: neutral,
+        frustration | …").
 
     Raises
     ------
@@ -92,53 +89,54 @@ def read_evaluation(path: Path) -> list[dict]:
         If a turn has a label that IEMOCAP does not know, or the file holds no turn.
     """
     turns = []
-    for number, line in enumerate(
-        Path(path).read_text(encoding="utf-8", errors="replace").splitlines(), start=1
-    ):
-        if turn := _TURN.match(line):
-            if turn["emotion"] not in NATIVE:
-                raise ValueError(
-                    f"{path}, line {number}: label {turn['emotion']!r}, expected one of {sorted(NATIVE)}"
-                )
+    for number, line in enumerate(_text(path).splitlines(), start=1):
+        turn, vote = _TURN.match(line), _VOTE.match(line)
+        if turn and turn["emotion"] not in NATIVE:
+            raise ValueError(
+                f"{path}, line {number}: label {turn['emotion']!r}, expected one of "
+                f"{sorted(NATIVE)}"
+            )
+        if line.startswith("[") and not turn:
+            raise ValueError(
+                f"{path}, line {number}: found {line!r}, expected "
+                "'[start - end]\\t<id>\\t<label>\\t[v, a, d]'"
+            )
+        if turn:
             turns.append(
                 {
                     "id": turn["id"],
                     "start": float(turn["start"]),
                     "end": float(turn["end"]),
                     "emotion": NATIVE[turn["emotion"]],
+                    "valence": float(turn["valence"]),
+                    "arousal": float(turn["arousal"]),
+                    "dominance": float(turn["dominance"]),
                     "votes": [],
-                    **{name: float(turn[name]) for name in ("valence", "arousal", "dominance")},
                 }
             )
-        elif line.startswith("["):
-            raise ValueError(
-                f"{path}, line {number}: found {line!r}, expected '[start - end]\\t<id>\\t<label>\\t[v, a, d]'"
-            )
-        elif turns and (vote := _VOTE.match(line)):
-            emotions = ", ".join(
-                e.strip().lower() for e in vote["emotions"].split(";") if e.strip()
-            )
-            turns[-1]["votes"].append(f"{vote['annotator']}: {emotions}")
+        elif turns and vote:
+            emotions = re.findall(r"[^\s;](?:[^;]*[^\s;])?", vote["emotions"].lower())
+            turns[-1]["votes"].append(f"{vote['annotator']}: {', '.join(emotions)}")
     if not turns:
         raise ValueError(
-            f"{path} holds no line like '[6.29 - 8.23]\\tSes01F_impro01_F000\\tneu\\t[2.5, 2.5, 2.5]': is it "
-            "an EmoEvaluation file?"
+            f"{path} holds no line like '[6.29 - 8.23]\\tSes01F_impro01_F000\\tneu\\t"
+            "[2.5, 2.5, 2.5]': is it an EmoEvaluation file?"
         )
     return [turn | {"votes": " | ".join(turn["votes"])} for turn in turns]
 
 
 def read_transcription(path: Path) -> dict[str, str]:
-    """Parse one transcription file into {utterance: text}; lines of other kinds (laughter, cues) are no utterances."""
-    if not Path(path).is_file():
-        return {}
-    lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
-    return {spoken["id"]: spoken["text"] for line in lines if (spoken := _SPOKEN.match(line))}
+    """Parse one transcription file into {utterance: text}, without laughter and cues."""
+    return dict(_SPOKEN.findall(_text(path))) if path.is_file() else {}
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")
 
 
 def _read_session(session: Path) -> list[dict]:
+    utterances, dialogues = _by_stem(session / "sentences/wav"), _by_stem(session / "dialog/wav")
     rows = []
-    utterances = _by_stem(session / "sentences/wav")
-    dialogues = _by_stem(session / "dialog/wav")
     for path in sorted(session.glob("dialog/EmoEvaluation/Ses*.txt")):
         spoken = read_transcription(session / "dialog/transcriptions" / path.name)
         turns = sorted(read_evaluation(path), key=lambda turn: (turn["start"], turn["end"]))
@@ -154,14 +152,18 @@ def _read_session(session: Path) -> list[dict]:
                     "speaker": speaker,
                     "sex": {"F": "female", "M": "male"}[speaker[-1]],
                     "group": speaker[:5],
-                    # scripted dialogues are the same words for all speakers; improvised ones share a situation only
+                    # scripted dialogues are the same words for all speakers; improvised ones share
+                    # a situation only
                     "sentence": spoken.get(turn["id"], "").lower(),
                     "text": spoken.get(turn["id"], ""),
                     "dialogue": path.stem,
                     "turn": float(number),
                     "emotion_native": turn["emotion"],
                     "intensity": "",
-                    **{name: turn[name] for name in ("valence", "arousal", "dominance", "votes")},
+                    "valence": turn["valence"],
+                    "arousal": turn["arousal"],
+                    "dominance": turn["dominance"],
+                    "votes": turn["votes"],
                 }
             )
     return rows

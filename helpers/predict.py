@@ -1,51 +1,56 @@
-"""Using a trained model: a file, an array or a long recording in; an emotion, its probability and what to doubt out.
+"""Using a saved model: emotions, with probabilities, of a file, an array or a long recording.
 
-``predict_emotion(audio_path, model_path)`` is the short way, ``predict`` the whole one; :func:`timeline` and :func:`verdict`
-are for recordings with many utterances. The same functions that made the training inputs make these (``inputs``).
+``predict_emotion(audio_path, model_path)`` is the short way and :func:`predict` the long one.
+:func:`timeline` and :func:`verdict` are for recordings with many utterances. Inputs are computed by
+the functions that computed the training inputs (``artifacts.Input``).
 
-Run ``python -m helpers.predict FILE… [--model DIR] [--enrol FILE…] [--only happy,sad] [--timeline] [--json]``.
+Run ``python -m helpers.predict FILE… [--model DIR] [--enrol FILE…] [--only happy,sad] [--unsure P]
+[--timeline] [--json]``.
 """
 
 import argparse
 import json
-import os
 import sys
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import soundfile
 import soxr
-from tqdm import tqdm
 
-from helpers import artifacts, audio, inputs, paths
-from helpers.artifacts import Artifact, Average
-from helpers.inputs import Clips
+from helpers import artifacts, audio, paths
+from helpers.artifacts import SavedModel, require
+from helpers.corpora import EMOTIONS
 
 UNSURE = "unsure"
-WINDOW_S, WINDOW_HOP_S = (
-    4.0,
-    2.0,
-)  # of a timeline; an utterance of the training corpora lasts 2 to 5 s
-AT_ONCE = 16  # windows of a timeline that are worked through together
-MANY = 10  # times so many, processes read them: five minutes
-LONGEST_S = 4 * 3600.0  # of a recording
-LARGEST_DECODED = 2**29  # samples of all channels: 2 GB; compressed silence grows without end
+WINDOW_S, WINDOW_HOP_S = 4.0, 2.0  # of a timeline; an utterance of the corpora lasts 2 to 5 s
+LONGEST_S = 2 * 3600.0  # of a recording
 LOWEST_HZ, HIGHEST_HZ = 1_000, 1_000_000  # sampling rates
-LONGER = ": a timeline takes longer ones (in the browser, the page for long recordings)"
 LOUDEST = 1000.0  # times full scale; more is no recording
-LATE_WEIGHT = 2.0  # the last window of a call counts so many times the first
 SATISFACTION = {
-    "satisfied": ("happy", "excited", "neutral", "calm"),
-    "unsatisfied": ("angry", "frustrated", "sad", "disgust"),
+    group: tuple(name for name, emotion in EMOTIONS.items() if emotion.group == group)
+    for group in ("satisfied", "unsatisfied")
+}
+OUT_OF_DOMAIN = {
+    "duration_s": "{:.1f} s long; training clips have {:.1f} to {:.1f}",
+    "level_dbfs": "{:.0f} dBFS loud; training clips have {:.0f} to {:.0f}",
+    "snr_db": "{:.0f} dB between speech and pauses; training clips have {:.0f} to {:.0f}",
+    "bandwidth_hz": "{:,.0f} Hz of bandwidth; training clips have {:,.0f} to {:,.0f}",
+}
+OPTIONS = {
+    "recordings": {"nargs": "+", "metavar": "FILE", "help": "recordings, or folders of them"},
+    "--model": {"default": "", "help": "folder of a model, or its name in data/models"},
+    "--enrol": {"nargs": "+", "default": [], "help": "other clips of the same speaker"},
+    "--only": {"default": "", "help": "emotions to choose among, separated by commas"},
+    "--unsure": {"type": float, "default": 0.0, "help": '"unsure" below this probability'},
+    "--timeline": {"action": "store_true", "help": "windows of a long recording, and a verdict"},
+    "--json": {"action": "store_true", "help": "one line of JSON for each recording"},
 }
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of a clip.
+    """What a model answers for a clip.
 
     Attributes
     ----------
@@ -58,9 +63,10 @@ class Prediction:
     top
         The three most probable emotions, with their probabilities.
     variant
-        "inductive", or "speaker-normalised" where enrolment clips were given and the model has that variant.
+        "inductive", or "speaker-normalised" where enrolment clips were given and the model has that
+        variant.
     warnings
-        In what the clip does not resemble the training recordings: reasons to doubt the answer.
+        How the clip differs from the training recordings: the answer is less reliable then.
     """
 
     emotion: str
@@ -77,9 +83,9 @@ def predict_emotion(audio_path: str | Path, model_path: str | Path) -> tuple[str
     Parameters
     ----------
     audio_path
-        Any format that libsndfile decodes, any sampling rate, any number of channels.
+        Any format that ``audio.load`` decodes, any sampling rate, any number of channels.
     model_path
-        Folder of an artefact.
+        Folder of a saved model.
     """
     found = predict(audio_path, model_path)
     return found.emotion, found.probability
@@ -87,7 +93,7 @@ def predict_emotion(audio_path: str | Path, model_path: str | Path) -> tuple[str
 
 def predict(
     recording: str | Path | np.ndarray,
-    model: str | Path | Artifact | Average,
+    model: str | Path | SavedModel,
     sampling_rate: int | None = None,
     enrolment: tuple = (),
     only: tuple[str, ...] = (),
@@ -98,44 +104,46 @@ def predict(
     Parameters
     ----------
     recording
-        A file, or samples: shape ``(n_samples,)`` or ``(n_samples, n_channels)``, floats of full scale ±1, or integers.
+        A file, or samples: shape ``(n_samples,)`` or ``(n_samples, n_channels)``, floats of full
+        scale ±1, or integers.
     model
-        A folder, or what ``artifacts.load`` returned (which is faster for many clips).
+        A folder, or what ``artifacts.load`` returned.
     sampling_rate
         Of samples that are given as an array, in Hz.
     enrolment
-        Other recordings of the same speaker, as many and as mixed as there are: the speaker-normalised variant answers then.
-        Clips of one emotion alone may do harm (notebook 19).
+        Other recordings of the same speaker, in different emotions: the speaker-normalised variant
+        answers then. Clips of one emotion alone may make the answer worse (notebook 19).
     only
-        Emotions to choose among; the others' probabilities are set to 0, and what is left adds up to 1.
+        Emotions to choose among. The probabilities of the others are set to 0, and the rest is
+        scaled to add up to 1.
     unsure_below
         Probability below which the answer is "unsure".
 
     Raises
     ------
     ValueError
-        If the recording can't be decoded, is shorter than ``audio.MIN_DURATION_S`` or silent; if `only` names emotions that the
-        model does not know.
+        If the recording can't be decoded, is shorter than ``audio.MIN_DURATION_S``, longer than
+        ``audio.LONG_DURATION_S`` or silent, or `only` names emotions that the model does not know.
     """
-    model = opened(model)
-    clips = Clips([read_signal(recording, sampling_rate)])
+    model, signal = opened(model), read_signal(recording, sampling_rate)
     known = [read_signal(clip, sampling_rate) for clip in enrolment]
-    values = _masked(model.probabilities(clips, known)[0], model.emotions, only)
-    order = np.argsort(-values, kind="stable")
-    best = model.emotions[order[0]]
+    values = _masked(model.probabilities([signal], known)[0], model.emotions, only)
+    probabilities = dict(zip(model.emotions, values.tolist(), strict=True))
+    top = sorted(probabilities.items(), key=lambda pair: -pair[1])[:3]
+    emotion, probability = top[0]
     return Prediction(
-        best if values[order[0]] >= unsure_below else UNSURE,
-        float(values[order[0]]),
-        dict(zip(model.emotions, values.tolist(), strict=True)),
-        [(model.emotions[i], float(values[i])) for i in order[:3]],
+        emotion if probability >= unsure_below else UNSURE,
+        probability,
+        probabilities,
+        top,
         artifacts.answering(model.variants, known),
-        doubts(clips, model),
+        out_of_domain_warnings(signal, model),
     )
 
 
 def timeline(
     recording: str | Path | np.ndarray,
-    model: str | Path | Artifact | Average,
+    model: str | Path | SavedModel,
     sampling_rate: int | None = None,
     window_s: float = WINDOW_S,
     hop_s: float = WINDOW_HOP_S,
@@ -148,7 +156,7 @@ def timeline(
     Parameters
     ----------
     recording, model, sampling_rate, enrolment, only
-        As for :func:`predict`.
+        As for :func:`predict`; up to ``LONGEST_S``.
     window_s, hop_s
         Length of a window and from one to the next, in seconds.
     detector
@@ -157,127 +165,97 @@ def timeline(
     Returns
     -------
     pd.DataFrame
-        One row per window: ``start_s``, ``end_s`` (s), ``speech`` (share of it in which somebody speaks), ``emotion``,
-        ``probability`` and ``p_<emotion>…``. Windows with too little speech are not in it; without any, there are no rows.
+        One row per window: ``start_s``, ``end_s`` (s), ``speech`` (share of it in which somebody
+        speaks), ``emotion``, ``probability`` and ``p_<emotion>…``. Windows with too little speech
+        are left out; without any speech, there are no rows.
     """
     model, signal = opened(model), read_signal(recording, sampling_rate, LONGEST_S)
-    parts = audio.voice_activity(signal, detector)
-    spoken = np.zeros(len(signal) + 1, np.int64)
-    for start, stop in parts:
-        spoken[start + 1 : stop + 1] = 1
-    spoken = spoken.cumsum()
+    known = [read_signal(clip, sampling_rate) for clip in enrolment]
     length, hop = round(window_s * audio.SAMPLING_RATE), round(hop_s * audio.SAMPLING_RATE)
-    begins = np.arange(0, max(len(signal) - length, 0) + hop, hop)
-    ends = np.minimum(begins + length, len(signal))
-    heard = (spoken[ends] - spoken[begins]) / audio.SAMPLING_RATE
-    kept = np.flatnonzero(
-        (heard >= 2 * audio.MIN_DURATION_S) & (ends - begins >= min(length, len(signal)) // 2)
-    )
-    known = Clips([read_signal(clip, sampling_rate) for clip in enrolment]) if enrolment else None
-    chunks = [
-        [signal[begins[i] : ends[i]] for i in kept[first : first + AT_ONCE]]
-        for first in range(0, len(kept), AT_ONCE)
-    ]
-    wanted = model.inputs_of(artifacts.answering(model.variants, known))
-    read = inputs.read_ahead(chunks, wanted) if len(chunks) >= MANY else map(Clips, chunks)
-    values = np.array(
-        [
-            _masked(row, model.emotions, only)
-            for clips in read
-            for row in model.probabilities(clips, known)
-        ]
-    )
-    values = values.reshape(-1, len(model.emotions))
-    table = pd.DataFrame(
-        {
-            "start_s": begins[kept] / audio.SAMPLING_RATE,
-            "end_s": ends[kept] / audio.SAMPLING_RATE,
-            "speech": heard[kept] * audio.SAMPLING_RATE / np.maximum(ends - begins, 1)[kept],
-            "emotion": [model.emotions[i] for i in values.argmax(axis=1)] if len(kept) else [],
-            "probability": values.max(axis=1, initial=0),
-        }
-    )
-    return table.assign(**{f"p_{e}": values[:, i] for i, e in enumerate(model.emotions)})
+    spoken, rows = np.zeros(len(signal) + hop + 1, int), []  # samples of speech until each sample
+    for begin, stop in audio.voice_activity(signal, detector):
+        spoken[begin + 1 : stop + 1] = 1
+    spoken = spoken.cumsum()
+    for start in range(0, max(len(signal) - length, 0) + hop, hop):
+        end = min(start + length, len(signal))
+        n_spoken = spoken[end] - spoken[start]
+        if n_spoken >= 2 * audio.MIN_DURATION_S * audio.SAMPLING_RATE:
+            values = model.probabilities([signal[start:end]], known)[0]
+            values = _masked(values, model.emotions, only)
+            times = start / audio.SAMPLING_RATE, end / audio.SAMPLING_RATE, n_spoken / (end - start)
+            rows.append([*times, model.emotions[values.argmax()], values.max(), *values])
+    columns = ["start_s", "end_s", "speech", "emotion", "probability"]
+    return pd.DataFrame(rows, columns=columns + [f"p_{emotion}" for emotion in model.emotions])
 
 
 def verdict(
     windows: pd.DataFrame,
-    late_weight: float = LATE_WEIGHT,
+    late_weight: float = 2.0,
     groups: dict[str, tuple[str, ...]] | None = None,
 ) -> dict[str, float]:
-    """Sum up a timeline: the mean probability of each emotion, or of groups of them.
+    """Summarise a timeline: the mean probability of each emotion, or of groups of them.
 
     Parameters
     ----------
     windows
         From :func:`timeline`.
     late_weight
-        How many times the last window counts the first: how a call ends says more than how it begins.
+        How many times the last window counts the first. The end of a call is more informative than
+        its beginning.
     groups
-        Name → emotions, e.g. ``SATISFACTION``; what is in no group is left out. By default each emotion for itself.
+        Name → emotions, e.g. ``SATISFACTION``. Emotions in no group are left out. By default each
+        emotion is a group.
 
     Returns
     -------
     dict
         Name → share, highest first; they add up to 1. Empty for a timeline without rows.
+
+    Raises
+    ------
+    ValueError
+        If none of the model's emotions is in a group.
     """
-    columns = [c for c in windows if c.startswith("p_")]
     if windows.empty:
         return {}
-    place = (windows["start_s"] - windows["start_s"].min()) / max(
-        windows["start_s"].max() - windows["start_s"].min(), 1e-9
-    )
-    weight = (1 + (late_weight - 1) * place.to_numpy()) * windows["speech"].to_numpy()
-    mean = pd.Series(np.average(windows[columns], axis=0, weights=weight), [c[2:] for c in columns])
+    place = windows["start_s"] - windows["start_s"].min()
+    weight = (1 + (late_weight - 1) * place / max(place.max(), 1e-9)) * windows["speech"]
+    columns = windows.filter(regex="^p_")
+    mean = pd.Series(np.average(columns, axis=0, weights=weight), columns.columns.str[2:])
     groups = groups or {emotion: (emotion,) for emotion in mean.index}
-    shares = pd.Series(
-        {name: mean.reindex(emotions).fillna(0).sum() for name, emotions in groups.items()}
-    )
-    if shares.sum() == 0:
-        raise ValueError(
-            f"the model's emotions ({', '.join(mean.index)}) are in none of the groups {list(groups)}"
-        )
+    shares = pd.Series({name: mean.reindex(own).sum() for name, own in groups.items()})
+    require(shares.sum() > 0, f"the emotions {list(mean.index)} are in none of the groups {groups}")
     return (shares / shares.sum()).sort_values(ascending=False).to_dict()
 
 
-def doubts(clips: Clips, model: Artifact | Average) -> list[str]:
-    """Say in what a clip lies outside of the training recordings.
+def out_of_domain_warnings(signal: np.ndarray, model: SavedModel) -> list[str]:
+    """Return in which way a clip differs from the training recordings.
 
     Parameters
     ----------
-    clips
-        One clip.
+    signal
+        One clip, at ``audio.SAMPLING_RATE``.
     model
-        Its card's ``traits`` are name → [lowest, highest] of the training clips (percentiles 1 and 99). Of the level, a model
-        of levelled clips hears nothing.
+        The ``recording_statistics`` of its card are name → percentiles 1 and 99 of the training
+        clips. The level does not matter to a model of channel-normalised clips.
     """
-    units = {
-        "duration_s": "{:.1f} s long",
-        "level_dbfs": "{:.0f} dBFS loud",
-        "snr_db": "{:.0f} dB between speech and pauses",
-        "bandwidth_hz": "{:,.0f} Hz of bandwidth",
-    }
-    found = audio.traits(clips.signals[0])
-    if all(own.levelled for own in model.inputs):
+    found, warnings = audio.recording_statistics(signal), []
+    if all(reads.channel_normalised for reads in model.reads):
         del found["level_dbfs"]
-    said = []
-    for name, (low, high) in model.card.get("traits", {}).items():
+    for name, (low, high) in model.card.get("recording_statistics", {}).items():
         if name in found and not low <= found[name] <= high:
-            number = units[name].split(" ")[0]
-            said.append(
-                f"{units[name].format(found[name])}; training clips have {number.format(low)} to {number.format(high)}"
-            )
-    distance = model.distances(clips)
+            warnings.append(OUT_OF_DOMAIN[name].format(found[name], low, high))
+    distance = model.distances([signal])
     if distance is not None and distance[0] > 1:
-        said.append(
-            f"its features lie {distance[0]:.2f} times as far from the mean of the training clips as the farthest "
-            "hundredth of those"
+        warnings.append(
+            f"its features are {distance[0]:.2f} times as far from the mean of the training clips "
+            "as their 99th percentile"
         )
-    return said
+    return warnings
 
 
 def find_model(name: str = "") -> Path:
-    """Return the folder of a model: a path, a name under ``data/models``, or the only (or first) one there.
+    """Return the folder of a model: a path, a name in ``data/models``, or the first one there.
 
     Raises
     ------
@@ -285,116 +263,19 @@ def find_model(name: str = "") -> Path:
         If there is none; the text names those that there are.
     """
     shelf = paths.PROJECT / "data/models"
-    there = sorted(path.parent for path in shelf.glob("*/card.json"))
-    for place in [Path(name), shelf / name] if name else there:
-        if (place / "card.json").is_file():
-            return place
+    present = sorted(card.parent for card in shelf.glob("*/card.json"))
+    for folder in [Path(name), shelf / name] if name else present:
+        if (folder / "card.json").is_file():
+            return folder
     raise FileNotFoundError(
-        f"no model {name or 'in data/models'}: give the folder of one with --model (it holds card.json)"
-        + (f"; data/models has {', '.join(p.name for p in there)}" if there else "")
+        f"no model {name or 'in data/models'}: give the folder of one with --model (it holds "
+        f"card.json); data/models has {', '.join(path.name for path in present) or 'none'}"
     )
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Recognise emotions in recordings; returns 0, 1 if one could not be read, 2 if nothing could be done."""
-    parser = argparse.ArgumentParser(prog="python -m helpers.predict", description=main.__doc__)
-    parser.add_argument(
-        "recordings", nargs="+", type=Path, metavar="FILE", help="recordings, or folders of them"
-    )
-    parser.add_argument("--model", default="", help="folder of a model, or its name in data/models")
-    parser.add_argument(
-        "--enrol",
-        nargs="+",
-        type=Path,
-        default=[],
-        metavar="FILE",
-        help="other clips of the same speaker",
-    )
-    parser.add_argument("--only", default="", help="emotions to choose among, separated by commas")
-    parser.add_argument(
-        "--unsure", type=float, default=0.0, metavar="P", help='say "unsure" below this probability'
-    )
-    parser.add_argument(
-        "--timeline", action="store_true", help="windows of a long recording, and a verdict"
-    )
-    parser.add_argument("--json", action="store_true", help="one line of JSON for each recording")
-    options = parser.parse_args(arguments)
-    only = tuple(filter(None, options.only.split(",")))
-    try:
-        model = artifacts.load(find_model(options.model))
-        files = [path for given in options.recordings for path in _recordings(given)]
-        enrolment = tuple(audio.load(path) for path in options.enrol)
-        _masked(np.ones(len(model.emotions)), model.emotions, only)
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    failed = 0
-    for path in tqdm(files, unit="file", disable=len(files) < 3 or not sys.stderr.isatty()):
-        try:
-            if options.timeline:
-                windows = timeline(path, model, audio.SAMPLING_RATE, enrolment=enrolment, only=only)
-                answer = {
-                    "file": str(path),
-                    "verdict": verdict(windows),
-                    "windows": windows.to_dict("records"),
-                }
-            else:
-                found = predict(path, model, audio.SAMPLING_RATE, enrolment, only, options.unsure)
-                answer = {"file": str(path)} | asdict(found)
-        except (ValueError, OSError) as error:
-            failed, answer = failed + 1, {"file": str(path), "error": str(error)}
-        tqdm.write(json.dumps(answer) if options.json else _in_words(answer))
-    return int(failed > 0)
-
-
-def _in_words(answer: dict) -> str:
-    """Say an answer in a few lines."""
-    if "error" in answer:
-        return f"{answer['file']}: {answer['error']}"
-    if "windows" in answer:
-        lines = [
-            f"  {w['start_s']:7.1f}–{w['end_s']:.1f} s  {w['emotion']:<10} {w['probability']:.0%}"
-            for w in answer["windows"]
-        ]
-        shares = list(answer["verdict"].items())[:3]
-        whole = ", ".join(f"{name} {share:.0%}" for name, share in shares) or "nobody speaks"
-        return "\n".join([f"{answer['file']}: {whole}", *lines])
-    first, *others = [f"{emotion} {p:.0%}" for emotion, p in answer["top"]]
-    said = (
-        [UNSURE, ", ".join([first, *others])]
-        if answer["emotion"] == UNSURE
-        else [first, ", ".join(others)]
-    )
-    return "\n".join(
-        [
-            "{}: {}  ({})".format(answer["file"], *said),
-            *(f"  unlike the training recordings: {warning}" for warning in answer["warnings"]),
-        ]
-    )
-
-
-def _recordings(given: Path) -> list[Path]:
-    if not given.is_dir():
-        return [given]
-    found = sorted(path for path in given.rglob("*") if audio.is_audio(path))
-    if not found:
-        raise FileNotFoundError(
-            f"{given} holds no recordings ({', '.join(sorted(audio.AUDIO_SUFFIXES))})"
-        )
-    return found
-
-
-def opened(model: str | Path | Artifact | Average) -> Artifact | Average:
-    """Return a model that was loaded as it is, and load one that is given as a folder; the last few stay in memory."""
-    if isinstance(model, (Artifact, Average)):
-        return model
-    card = Path(model) / "card.json"
-    return _loaded(str(Path(model).resolve()), os.stat(card).st_mtime_ns if card.is_file() else 0)
-
-
-@lru_cache(maxsize=4)
-def _loaded(folder: str, _changed: int) -> Artifact | Average:
-    return artifacts.load(Path(folder))
+def opened(model: str | Path | SavedModel) -> SavedModel:
+    """Return a loaded model unchanged; load one that is given as a folder."""
+    return model if isinstance(model, SavedModel) else artifacts.load(Path(model))
 
 
 def read_signal(
@@ -402,7 +283,7 @@ def read_signal(
     sampling_rate: int | None = None,
     longest_s: float = audio.LONG_DURATION_S,
 ) -> np.ndarray:
-    """Return a recording as a mono signal at the project's rate; refuse what holds no speech, is too long or too large.
+    """Return a recording as a mono signal at the project's sampling rate.
 
     Parameters
     ----------
@@ -414,98 +295,117 @@ def read_signal(
     Raises
     ------
     ValueError
-        If it can't be decoded, or is shorter than ``audio.MIN_DURATION_S``, longer than `longest_s`, silent, or louder than any
-        recording.
+        If it can't be decoded, is shorter than ``audio.MIN_DURATION_S``, longer than `longest_s`,
+        silent, or louder than any recording.
     """
     if isinstance(recording, np.ndarray):
         signal, name = _mono(recording, sampling_rate), "the recording"
     else:
-        _require_modest(Path(recording), longest_s)
-        signal, name = audio.load(recording), Path(recording).name
+        signal = audio.load(recording, 0.0, longest_s + 1)  # a limit for memory, too
+        name = Path(recording).name
     seconds = len(signal) / audio.SAMPLING_RATE
-    if not audio.MIN_DURATION_S <= seconds <= longest_s:
-        raise ValueError(
-            f"{name} is {seconds:.2f} s long; expected {audio.MIN_DURATION_S} to {longest_s:.0f} s"
-            + (LONGER if seconds > longest_s else "")
-        )
-    peak = max(signal.max(), -signal.min())  # no copy: hours of it are a gigabyte
-    if not peak <= LOUDEST:  # a damaged file of floats; resampled, it may hold NaN
-        raise ValueError(
-            f"{name} goes up to {peak:.3g} times full scale; expected floats of full scale ±1, and no more than "
-            f"{LOUDEST:.0f} times that: is it damaged?"
-        )
-    if 20 * np.log10(audio.frame_rms(signal).max() + 1e-10) < audio.SILENT_DBFS:
-        raise ValueError(f"{name} is silent (nothing above {audio.SILENT_DBFS:.0f} dBFS)")
+    require(
+        audio.MIN_DURATION_S <= seconds <= longest_s,
+        f"{name} is {seconds:.2f} s long or longer; expected {audio.MIN_DURATION_S} to "
+        f"{longest_s:.0f} s. A timeline takes up to {LONGEST_S:.0f} s (--timeline; in the app, the "
+        "page for long recordings)",
+    )
+    peak = np.abs(signal).max()
+    require(
+        peak <= LOUDEST,
+        f"{name} holds NaN, or goes up to {peak:.3g} times full scale; expected floats of full "
+        f"scale ±1, and at most {LOUDEST:.0f} times that: is it damaged?",
+    )
+    require(
+        20 * np.log10(audio.frame_rms(signal).max() + 1e-10) >= audio.SILENT_DBFS,
+        f"{name} is silent (nothing above {audio.SILENT_DBFS:.0f} dBFS)",
+    )
     return signal
 
 
 def _mono(samples: np.ndarray, sampling_rate: int | None) -> np.ndarray:
-    """Return samples as one channel of floats at the project's rate."""
-    if sampling_rate is None or not LOWEST_HZ <= sampling_rate <= HIGHEST_HZ:
-        raise ValueError(
-            f"samples need their sampling rate, {LOWEST_HZ:,} to {HIGHEST_HZ:,} Hz; found {sampling_rate}"
-        )
-    if samples.dtype.kind not in "fiu" or samples.ndim not in (1, 2) or 0 in samples.shape[1:]:
-        raise ValueError(
-            f"samples are of type {samples.dtype}, shape {samples.shape}; expected integers, or floats of full "
-            "scale ±1, of shape (n_samples,) or (n_samples, n_channels)"
-        )
-    signal = samples if samples.ndim == 1 else samples.mean(axis=1)
-    if samples.dtype.kind in "iu":
-        middle, half = (
-            (128, 128) if samples.dtype == np.uint8 else (0, np.iinfo(samples.dtype).max + 1.0)
-        )
-        signal = (signal - middle) / half
-    with np.errstate(over="ignore"):  # doubles that are too large for floats count as infinite
-        signal = signal.astype(np.float32)
-    if not np.isfinite(signal).all():
-        raise ValueError(
-            f"samples of shape {samples.shape} hold {int((~np.isfinite(signal)).sum())} NaN or infinite values: "
-            "expected floats of full scale ±1"
-        )
+    """Return samples as one channel of floats at the project's sampling rate."""
+    require(
+        sampling_rate is not None and LOWEST_HZ <= sampling_rate <= HIGHEST_HZ,
+        f"samples need their sampling rate, {LOWEST_HZ:,} to {HIGHEST_HZ:,} Hz; found "
+        f"{sampling_rate}",
+    )
+    shape, integers = samples.shape, samples.dtype.kind in "iu"
+    require(
+        (integers or samples.dtype.kind == "f") and len(shape) in (1, 2) and 0 not in shape[1:],
+        f"samples are of type {samples.dtype}, shape {shape}; expected integers, or floats of full "
+        "scale ±1, of shape (n_samples,) or (n_samples, n_channels)",
+    )
+    signal = samples if len(shape) == 1 else samples.mean(axis=1)
+    if integers:
+        low, high = np.iinfo(samples.dtype).min, np.iinfo(samples.dtype).max + 1
+        signal = (2.0 * signal - low - high) / (high - low)
     if sampling_rate != audio.SAMPLING_RATE and len(signal):
-        signal = soxr.resample(signal, sampling_rate, audio.SAMPLING_RATE).astype(np.float32)
-    return signal
-
-
-def _require_modest(path: Path, longest_s: float) -> None:
-    """Refuse, by its header alone, a file that would take too long or too much memory to decode."""
-    try:
-        header = soundfile.info(path)
-    except (soundfile.LibsndfileError, OSError):
-        return  # whoever reads it says why
-    if not LOWEST_HZ <= header.samplerate <= HIGHEST_HZ:
-        raise ValueError(
-            f"{path.name} is sampled at {header.samplerate} Hz; expected {LOWEST_HZ:,} to {HIGHEST_HZ:,}: is it "
-            "damaged?"
-        )
-    if header.frames / header.samplerate > longest_s:
-        raise ValueError(
-            f"{path.name} is {header.frames / header.samplerate:.0f} s long; expected at most {longest_s:.0f} s"
-            + (LONGER if longest_s < LONGEST_S else ": give a part of it")
-        )
-    if header.frames * header.channels > LARGEST_DECODED:
-        raise ValueError(
-            f"{path.name} would take {header.frames * header.channels / 2**28:.0f} GB of memory: give a part of "
-            "it, or one channel, or a lower sampling rate"
-        )
+        signal = soxr.resample(signal, sampling_rate, audio.SAMPLING_RATE)
+    return signal.clip(-1e30, 1e30).astype(np.float32)  # floats have no larger numbers
 
 
 def _masked(values: np.ndarray, emotions: list[str], only: tuple[str, ...]) -> np.ndarray:
-    """Leave some emotions alone, and make them add up to 1."""
-    if strange := set(only) - set(emotions):
-        raise ValueError(
-            f"the model does not know {', '.join(sorted(strange))}; it knows {', '.join(emotions)}"
-        )
-    kept = np.array([not only or emotion in only for emotion in emotions])
+    """Set the probabilities of emotions that are not in `only` to 0, and scale the rest to 1."""
+    strange = ", ".join(sorted(set(only) - set(emotions)))
+    require(not strange, f"the model does not know {strange}; it knows {', '.join(emotions)}")
+    kept = np.isin(emotions, only or emotions)
     values = np.where(kept, values, 0)
     return values / values.sum() if values.sum() > 0 else kept / kept.sum()
 
 
-if __name__ == "__main__":
+def main(arguments: list[str] | None = None) -> int:
+    """Recognise emotions in recordings.
+
+    Returns 0; 1 if a recording could not be read, 2 if nothing could be done.
+    """
+    parser = argparse.ArgumentParser("python -m helpers.predict", description=main.__doc__)
+    for name, about in OPTIONS.items():
+        parser.add_argument(name, **about)
+    options, files, answers = parser.parse_args(arguments), [], []
     try:
-        status = main()
-    except BrokenPipeError:  # whoever read the answers has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 0
-    sys.exit(status)
+        model = artifacts.load(find_model(options.model))
+        options.only = tuple(filter(None, options.only.split(",")))
+        options.enrol = tuple(read_signal(path) for path in options.enrol)
+        _masked(np.ones(len(model.emotions)), model.emotions, options.only)
+        for given in map(Path, options.recordings):
+            inside = sorted(filter(audio.is_audio, given.rglob("*"))) if given.is_dir() else [given]
+            require(inside, f"{given} holds no recordings ({', '.join(audio.AUDIO_SUFFIXES)})")
+            files += inside
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    for path in files:
+        answers.append(_answer(path, model, options))
+        print(json.dumps(answers[-1]) if options.json else _in_words(answers[-1]), flush=True)
+    return int(any("error" in answer for answer in answers))
+
+
+def _answer(path: Path, model: SavedModel, options: argparse.Namespace) -> dict:
+    given = {"sampling_rate": audio.SAMPLING_RATE, "enrolment": options.enrol, "only": options.only}
+    try:
+        if not options.timeline:
+            found = asdict(predict(path, model, **given, unsure_below=options.unsure))
+        else:
+            windows = timeline(path, model, **given)
+            found = {"verdict": verdict(windows), "windows": windows.to_dict("records")}
+    except (ValueError, OSError) as error:
+        found = {"error": str(error)}
+    return {"file": str(path)} | found
+
+
+def _in_words(answer: dict) -> str:
+    """Return an answer as a few lines of text."""
+    shares = list(answer["verdict"].items())[:3] if "verdict" in answer else answer.get("top", [])
+    words = ", ".join(f"{name} {share:.0%}" for name, share in shares) or "nobody speaks"
+    lines = [f"{answer['emotion']} ({words})" if "emotion" in answer else words]
+    for window in answer.get("windows", []):
+        times = f"{window['start_s']:7.1f}–{window['end_s']:.1f} s"
+        lines.append(f"{times}  {window['emotion']:<10} {window['probability']:.0%}")
+    for warning in answer.get("warnings", []):
+        lines.append(f"unlike the training recordings: {warning}")
+    return f"{answer['file']}: " + (answer.get("error") or "\n  ".join(lines))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,8 +1,8 @@
 """Speaker-disjoint folds with held-out validation speakers.
 
-A *unit* is what must never be divided: a speaker, or, where speakers talk with each other (IEMOCAP's sessions), their
-group. In each fold some units are ``test``, some others ``valid`` (early stopping, choices, calibration, weights), and
-the rest ``train``.
+A *unit* is what must never be divided: a speaker, or, where speakers talk with each other
+(IEMOCAP's sessions), their group. In each fold some units are tested, some others are for
+validation (early stopping, choices, calibration, weights), and the rest is for training.
 """
 
 import warnings
@@ -11,14 +11,14 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
-ROLES = ("train", "valid", "test")
+ROLES = ("train", "validation", "test")
 
 
 def make_folds(
     utterances: pd.DataFrame,
     published: dict[int, tuple[str, ...]] | None = None,
     n_folds: int = 5,
-    n_valid: int = 4,
+    n_validation: int = 4,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Divide labelled utterances into folds.
@@ -26,12 +26,14 @@ def make_folds(
     Parameters
     ----------
     utterances
-        With ``utterance_id``, ``emotion`` (of the label policy), ``speaker``, ``sex``, ``group`` and ``sentence``.
+        With ``utterance_id``, ``emotion`` (of the label set), ``speaker``, ``sex``, ``group`` and
+        ``sentence``.
     published
-        Fold number → units of its test part, where the field agreed on folds; every unit in exactly one of them.
+        Fold number → test units, where folds were published; every unit in exactly one of them.
     n_folds
-        Number of folds to draw where none are published (at most one per unit), balanced by emotion.
-    n_valid
+        Number of folds to draw where none are published (at most one per unit), balanced by
+        emotion.
+    n_validation
         Number of validation *speakers* per fold, half of them of each sex where there are enough.
     seed
         Of the draws.
@@ -44,42 +46,33 @@ def make_folds(
     Raises
     ------
     ValueError
-        If fewer than two units are there, or published folds do not name each unit exactly once.
+        If there are fewer than two units, or published folds do not name each unit exactly once.
     """
     units = _units(utterances)
     if len(units) < 2:
         raise ValueError(
-            f"found {len(units)} speaker group(s) {list(units.index)}; speaker-disjoint folds need at least 2. "
-            "Check how the speaker is read from the file names."
+            f"found {len(units)} speaker group(s) {list(units.index)}; speaker-disjoint folds need "
+            "at least 2. Check how the speaker is read from the file names."
         )
-    if published:
-        test_units = {
-            fold: sorted(set(names) & set(units.index)) for fold, names in published.items()
-        }
-        named = [name for names in test_units.values() for name in names]
-        if sorted(named) != sorted(units.index):
-            homeless = sorted(set(units.index) - set(named))
-            raise ValueError(
-                f"the published folds and the corpus do not match: not in any fold {homeless}, in two folds"
-                f" {sorted({n for n in named if named.count(n) > 1})}"
-            )
-        test_units = {fold: names for fold, names in test_units.items() if names}
-    else:
-        test_units = _drawn_test_units(utterances, min(n_folds, len(units)), seed)
-    valid_units = _valid_units(units, test_units, n_valid, seed)
+    test_units = (
+        _published_test_units(published, set(units.index))
+        if published
+        else _drawn_test_units(utterances, min(n_folds, len(units)), seed)
+    )
+    validation_units = _validation_units(units, test_units, n_validation, seed)
 
     tables = []
     for fold, tested in test_units.items():
-        role = np.where(
-            utterances["group"].isin(tested),
-            "test",
-            np.where(utterances["group"].isin(valid_units[fold]), "valid", "train"),
+        role = np.select(
+            [utterances["group"].isin(tested), utterances["group"].isin(validation_units[fold])],
+            ["test", "validation"],
+            "train",
         )
-        if not valid_units[fold]:
-            role = _valid_by_sentence(utterances, role, seed)
+        if not validation_units[fold]:
+            role = _validation_by_sentence(utterances, role, seed)
             warnings.warn(
-                f"fold {fold} trains on a single speaker, so its valid rows are sentences of that speaker: "
-                "what is chosen on them is optimistic.",
+                f"fold {fold} trains on a single speaker, so its validation rows are sentences of "
+                "that speaker: what is chosen on them is optimistic.",
                 stacklevel=2,
             )
         tables.append(
@@ -89,16 +82,16 @@ def make_folds(
 
 
 def make_transfer(
-    train: pd.DataFrame, test: pd.DataFrame, n_valid: int = 4, seed: int = 0
+    train: pd.DataFrame, test: pd.DataFrame, n_validation: int = 4, seed: int = 0
 ) -> pd.DataFrame:
     """Make one fold that learns from one corpus (or several) and is tested on another.
 
     Parameters
     ----------
     train, test
-        As `utterances` of :func:`make_folds`; some training speakers become valid.
-    n_valid, seed
-        As there.
+        As `utterances` of :func:`make_folds`; some training speakers become validation speakers.
+    n_validation, seed
+        As for :func:`make_folds`.
 
     Raises
     ------
@@ -107,20 +100,20 @@ def make_transfer(
     """
     if both := sorted(set(train["group"]) & set(test["group"])):
         raise ValueError(
-            f"{len(both)} speaker group(s) are on both sides, e.g. {both[:5]}: the same people can't be tested; "
-            "other people of the same name need their corpus's name before it"
+            f"{len(both)} speaker group(s) are on both sides, e.g. {both[:5]}: the same people "
+            "can't be tested; other people of the same name need their corpus's name before it"
         )
-    valid = _valid_units(_units(train), {1: []}, n_valid, seed)[1]
-    role = [*np.where(train["group"].isin(valid), "valid", "train"), *["test"] * len(test)]
+    held_out = _validation_units(_units(train), {1: []}, n_validation, seed)[1]
+    roles = np.where(train["group"].isin(held_out), "validation", "train")
     rows = pd.concat([train, test], ignore_index=True)[["utterance_id", "emotion", "speaker"]]
-    return rows.assign(fold=1, role=role)
+    return rows.assign(fold=1, role=[*roles, *["test"] * len(test)])
 
 
 def fold_summary(folds: pd.DataFrame) -> pd.DataFrame:
     """Return, per fold, the number of utterances and the speakers of each role."""
     table = folds.groupby(["fold", "role"]).agg(
         utterances=("utterance_id", "size"),
-        speakers=("speaker", lambda s: " ".join(sorted(s.unique()))),
+        speakers=("speaker", lambda speakers: " ".join(sorted(speakers.unique()))),
     )
     return table.unstack("role").swaplevel(axis=1)[list(ROLES)]
 
@@ -132,51 +125,52 @@ def _units(utterances: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def _published_test_units(published: dict, units: set[str]) -> dict[int, list[str]]:
+    named = pd.Series(published).explode().loc[lambda unit: unit.isin(units)]
+    twice = sorted(set(named[named.duplicated()]))
+    if twice or set(named) != units:
+        raise ValueError(
+            "the published folds and the corpus do not match: not in any fold "
+            f"{sorted(units - set(named))}, in two folds {twice}"
+        )
+    return named.groupby(level=0, sort=False).agg(sorted).to_dict()
+
+
 def _drawn_test_units(utterances: pd.DataFrame, n_folds: int, seed: int) -> dict[int, list[str]]:
     splitter = StratifiedGroupKFold(n_splits=n_folds, shuffle=True, random_state=seed)
     groups, emotion = utterances["group"].to_numpy(str), utterances["emotion"].to_numpy(str)
-    with warnings.catch_warnings():  # a class with fewer clips than folds is told by the audit
+    with warnings.catch_warnings():  # the audit names classes with fewer clips than folds
         warnings.simplefilter("ignore", UserWarning)
-        return {
-            fold: sorted(set(groups[test]))
-            for fold, (_, test) in enumerate(
-                splitter.split(np.zeros(len(groups)), emotion, groups), start=1
-            )
-        }
+        parts = splitter.split(groups, emotion, groups)
+        return {fold: sorted(set(groups[test])) for fold, (_, test) in enumerate(parts, start=1)}
 
 
-def _valid_units(
-    units: pd.DataFrame, test_units: dict, n_valid: int, seed: int
+def _validation_units(
+    units: pd.DataFrame, test_units: dict, n_validation: int, seed: int
 ) -> dict[int, list[str]]:
-    """Choose each fold's validation units: both sexes in turn, those that served least often first.
+    """Choose each fold's validation units: both sexes in turn, those chosen least often first.
 
-    So each unit is a validation unit about equally often, and pooled valid rows speak for the whole corpus.
+    So each unit is a validation unit about equally often, and pooled validation rows represent the
+    whole corpus.
     """
-    order = np.random.default_rng(seed).permutation(units.index.to_numpy(str))
-    rank = {name: i for i, name in enumerate(order)}
-    served = dict.fromkeys(rank, 0)
-    chosen = {}
+    order = np.random.default_rng(seed).permutation(units.index.to_numpy(str)).tolist()
+    n_chosen, chosen, sex = dict.fromkeys(order, 0), {}, units["sex"]
     for fold, tested in test_units.items():
-        free = [name for name in rank if name not in tested]
-        mine, speakers = [], 0
-        wanted = min(n_valid, max(len(free) // 3, 1))  # most units stay in training
-        while speakers < wanted and len(free) > 1:
-            sexes = [units.loc[name, "sex"] for name in mine]
-            best = min(
-                free,
-                key=lambda name: (sexes.count(units.loc[name, "sex"]), served[name], rank[name]),
-            )
+        free, mine = [name for name in order if name not in tested], []
+        wanted = min(n_validation, max(len(free) // 3, 1))  # most units stay in training
+        while units.loc[mine, "speakers"].sum() < wanted and len(free) > 1:
+            sexes = sex[mine].tolist()
+            best = min(free, key=lambda name: (sexes.count(sex[name]), n_chosen[name]))
             free.remove(best)
             mine.append(best)
-            speakers += units.loc[best, "speakers"]
-            served[best] += 1
+            n_chosen[best] += 1
         chosen[fold] = sorted(mine)
     return chosen
 
 
-def _valid_by_sentence(utterances: pd.DataFrame, role: np.ndarray, seed: int) -> np.ndarray:
+def _validation_by_sentence(utterances: pd.DataFrame, role: np.ndarray, seed: int) -> np.ndarray:
     sentences = np.unique(utterances["sentence"][role == "train"].to_numpy(str))
     held_out = np.random.default_rng(seed).permutation(sentences)[: max(len(sentences) // 5, 1)]
     return np.where(
-        (role == "train") & utterances["sentence"].isin(held_out).to_numpy(), "valid", role
+        (role == "train") & utterances["sentence"].isin(held_out).to_numpy(), "validation", role
     )

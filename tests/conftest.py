@@ -1,14 +1,21 @@
 """What the tests share: signals, small corpora on disk, small tables. No test ever touches a user's files."""
 
 import os
+import re
+import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import soundfile
+import yaml
 
 from helpers import tables
+from helpers.paths import PROJECT
 
 RATE = 16_000  # Hz
 EMOTIONS = ("neutral", "happy", "sad", "angry")
@@ -34,10 +41,34 @@ def data_folder(tmp_path, monkeypatch) -> Path:
     return folder
 
 
+LONG = ("test_run_all.py", "test_interruptions.py")  # share one run of all notebooks
+SESSIONS, TURNS = 4, 6  # of the demo corpus: eight speakers, the fewest that get an interval
+# As quick as the notebooks' code can be; test_experiment.py tries every model
+TINY = {
+    "07": {"EPOCHS": 2, "PATIENCE": 2, "SECONDS": 0.64, "BATCH_SIZE": 32, "EPOCHS_WIDE": 1},
+    "10": {"EPOCHS": 1, "TRIALS": 1, "SPEEDS": [1.1], "SPEAKER_NORMALISED": False},
+    "11": {
+        "SEARCH": False,
+        "N_TREES": 10,
+        "N_ROUNDS": 3,
+        "K_BEST": 20,
+        "MODELS": ["logistic regression", "extra trees", "XGBoost"],
+    },
+    "12": {"EPOCHS": 1, "SECONDS": 0.64},
+    "13": {"EPOCHS": 1, "SECONDS": 0.64, "SPEAKER_NORMALISED": False},
+    "14": {"EPOCHS": 1, "SECONDS": 0.64, "SPEAKER_NORMALISED": False},
+    "19": {"EPOCHS": 1, "TRANSFORMS": ["noise"], "SPEAKERS": [2, 4]},
+}
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items) -> None:
-    """Start with the longest file where several processes share the files, so that none is left with it at the end."""
+    """Keep the tests of a file in one process, and start with the longest ones."""
     if "PYTEST_XDIST_WORKER" in os.environ:
-        items.sort(key=lambda item: item.path.name != "test_run_all.py")
+        for item in items:
+            group = "run" if item.path.name in LONG else item.path.stem
+            item.add_marker(pytest.mark.xdist_group(group))
+        items.sort(key=lambda item: item.path.name not in LONG)
 
 
 def pytest_runtest_setup(item) -> None:
@@ -47,6 +78,59 @@ def pytest_runtest_setup(item) -> None:
 
         if not torch.cuda.is_available():
             pytest.skip("no GPU on this machine")
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory) -> Path:
+    """A copy of the project with a cut-down demo corpus, in a folder with spaces and accents."""
+    target = tmp_path_factory.mktemp("run") / "projet à moi"
+    ignored = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
+    for name in ("helpers", "tools", "notebooks", "data/demo"):
+        shutil.copytree(PROJECT / name, target / name, ignore=ignored)
+    shutil.copy(PROJECT / "pyproject.toml", target)
+    demo, kept = target / "data/demo", set()
+    for session in sorted(demo.glob("Session*"))[SESSIONS:]:
+        shutil.rmtree(session)
+    for file in demo.glob("Session*/dialog/EmoEvaluation/*.txt"):
+        header, *blocks = re.split(r"\n\n+", file.read_text(encoding="utf-8").strip())
+        text = "\n\n".join([header, *blocks[:TURNS]])
+        file.write_text(f"{text}\n\n", encoding="utf-8")
+        kept.update(block.split("\t")[1] for block in blocks[:TURNS])
+    for clip in demo.glob("Session*/sentences/wav/*/*"):
+        if clip.stem not in kept:
+            clip.unlink()
+    profile = target / "tools/profiles/quick.yaml"
+    values = yaml.safe_load(profile.read_text(encoding="utf-8"))
+    for number, tiny in TINY.items():
+        values[number] = values.get(number, {}) | tiny
+    profile.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return target
+
+
+@pytest.fixture(scope="session")
+def finished(project) -> tuple[subprocess.CompletedProcess, float]:
+    """One run of all notebooks that nothing disturbs, and how many seconds it took."""
+    return run_all(project)
+
+
+def run_environment(project: Path, **variables: str) -> dict[str, str]:
+    """Return the environment of a run: one process each, since starting workers takes longer."""
+    ours = {"SER_WORK": str(project / "derived"), "LOKY_MAX_CPU_COUNT": "1", "OMP_NUM_THREADS": "1"}
+    others = {name: value for name, value in os.environ.items() if not name.startswith("SER_")}
+    return others | ours | variables
+
+
+def run_all(project: Path, *options: str, **variables: str):
+    """Call run.py; returns the finished process, and how many seconds it took."""
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "tools/run.py", *options],
+        cwd=project,
+        env=run_environment(project, **variables),
+        capture_output=True,
+        text=True,
+    )
+    return done, time.monotonic() - started
 
 
 def real_corpus(name: str) -> Path:
@@ -192,11 +276,7 @@ def make_predictions(
     logits = rng.standard_normal((len(rows), len(emotions)))
     logits += skill * (rows["emotion"].to_numpy(str)[:, None] == np.array(emotions))
     values = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    table = (
-        rows.rename(columns={"emotion": "truth"})
-        .drop(columns="speaker")
-        .assign(variant=variant, pretrained=False)
-    )
+    table = rows.rename(columns={"emotion": "truth"}).assign(variant=variant, pretrained=False)
     return table.assign(
         **{f"p_{e}": values[:, i].astype(np.float32) for i, e in enumerate(emotions)}
     )

@@ -1,4 +1,4 @@
-"""The audit as others use it: any tables, a command with an exit code, and ears."""
+"""The audit as a command on tables of any origin, and the search for near-duplicate audio."""
 
 import gzip
 import json
@@ -8,9 +8,10 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+import soxr
 from conftest import RATE, harmonic_tone, make_utterances, noise, write_audio
 
-from helpers import audit, fingerprint, paths, splits
+from helpers import audio, audit, paths, splits
 
 
 @pytest.fixture
@@ -23,319 +24,267 @@ def folded() -> tuple[pd.DataFrame, pd.DataFrame]:
 def division(folded) -> pd.DataFrame:
     """One fold number per utterance: the fold in which it is tested."""
     folds, _ = folded
-    return folds[folds["role"] == "test"][["utterance_id", "fold", "emotion"]].reset_index(
-        drop=True
-    )
+    tested = folds[folds["role"] == "test"].reset_index(drop=True)
+    return tested[["utterance_id", "fold", "emotion"]]
 
 
 def levels(findings) -> dict[str, str]:
     return {finding.check: finding.level for finding in findings}
 
 
-def command(
-    tmp_path, utterances: pd.DataFrame, folds: pd.DataFrame, *more
-) -> subprocess.CompletedProcess:
-    for name, table in (("utterances", utterances), ("folds", folds)):
-        table.to_csv(tmp_path / f"{name}.csv", index=False)
-    return subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "helpers.audit",
-            tmp_path / "utterances.csv",
-            tmp_path / "folds.csv",
-            *more,
-        ],
-        cwd=paths.PROJECT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+@pytest.fixture
+def command(tmp_path, capsys, monkeypatch):
+    """Write the tables, and call the command on them; returns exit code, output and errors."""
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
+
+    def call(utterances: pd.DataFrame, folds: pd.DataFrame, *more) -> tuple[int, str, str]:
+        utterances.to_csv(tmp_path / "utterances.csv", index=False)
+        folds.to_csv(tmp_path / "folds.csv", index=False)
+        given = tmp_path / "utterances.csv", tmp_path / "folds.csv", *more
+        code = audit.main(list(map(str, given)))
+        return code, *capsys.readouterr()
+
+    return call
 
 
-def test_one_fold_number_per_utterance_will_do(folded, division):
+def test_one_fold_number_per_utterance_is_enough(folded, division):
     _, utterances = folded
-    clean = levels(audit.audit_folds(division.assign(role="test"), utterances))
-    assert (
-        clean["speakers"] == clean["classes"] == clean["test rows"] == "ok"
-        and clean["valid rows"] == "warning"
-    )
-    mixed = division.assign(role="test", fold=np.arange(len(division)) % 4 + 1)
-    assert levels(audit.audit_folds(mixed, utterances))["speakers"] == "fault"
+    tested = division.assign(role="test")
+    clean = levels(audit.audit_folds(tested, utterances))
+    assert clean["speakers"] == clean["classes"] == clean["test rows"] == "ok"
+    assert clean["validation rows"] == "warning"
 
-
-def test_every_fault_of_a_division_is_found_whichever_way_it_is_given(folded, division):
-    _, utterances = folded
-    tested = division.assign(role="test").set_index("utterance_id")["fold"]
-    one, other = tested.index[tested == 1][0], tested.index[tested == 2][0]
-    by_id = utterances.set_index("utterance_id")["audio_hash"]
-    hashes = utterances["audio_hash"].where(utterances["utterance_id"] != one, by_id[other])
-    assert (
-        levels(
-            audit.audit_folds(division.assign(role="test"), utterances.assign(audio_hash=hashes))
-        )["recordings (same decoded audio)"]
-        == "fault"
-    )
-    parent = np.where(utterances["utterance_id"] == one, other, "")
-    assert (
-        levels(
-            audit.audit_folds(division.assign(role="test"), utterances.assign(parent_id=parent))
-        )["augmented copies and their parents"]
-        == "fault"
-    )
-    moved = division.assign(
-        role="test", fold=division["fold"].where(division["utterance_id"] != one, 2)
-    )
+    one = tested["utterance_id"][tested["fold"] == 1].iloc[0]
+    other = tested["utterance_id"][tested["fold"] == 2].iloc[0]
+    is_one = utterances["utterance_id"] == one
+    same = utterances.set_index("utterance_id").loc[other, "audio_hash"]
+    hashes = utterances["audio_hash"].where(~is_one, same)
+    found = levels(audit.audit_folds(tested, utterances.assign(audio_hash=hashes)))
+    assert found["recordings (same decoded audio)"] == "fault"
+    parents = np.where(is_one, other, "")
+    found = levels(audit.audit_folds(tested, utterances.assign(parent_id=parents)))
+    assert found["augmented copies and their parents"] == "fault"
+    moved = tested.assign(fold=tested["fold"].where(tested["utterance_id"] != one, 2))
     assert levels(audit.audit_folds(moved, utterances))["speakers"] == "fault"
 
 
-def test_utterance_with_two_roles_is_caught(folded):
+def test_utterance_with_two_roles_and_row_listed_twice_are_caught(folded):
     folds, utterances = folded
-    both = pd.concat(
-        [folds, folds[(folds["fold"] == 1) & (folds["role"] == "test")].assign(role="valid")]
-    )
+    tested = folds[(folds["fold"] == 1) & (folds["role"] == "test")]
+    both = pd.concat([folds, tested.assign(role="validation")])
     found = levels(audit.audit_folds(both, utterances))
     assert found["utterances"] == found["speakers"] == "fault"
-
-
-def test_row_that_was_appended_twice_is_caught(folded):
-    folds, utterances = folded
     findings = audit.audit_folds(folds, pd.concat([utterances, utterances.iloc[:5]]))
     assert levels(findings)["listed once"] == "fault" and "5 utterances" in findings[0].text
 
 
-def test_what_is_not_known_is_said(folded):
+def test_what_is_not_known_was_not_checked(folded):
     folds, utterances = folded
-    findings = audit.audit_folds(
-        folds.drop(columns="emotion"), utterances[["utterance_id", "speaker"]]
-    )
+    bare = utterances[["utterance_id", "speaker"]]
+    findings = audit.audit_folds(folds.drop(columns="emotion"), bare)
     unknown = " ".join(f.text for f in findings if f.level == "not checked")
-    assert all(
-        word in unknown for word in ("group", "sentence", "parent_id", "audio_hash", "emotions")
-    )
+    for word in ("group", "sentence", "parent_id", "audio_hash", "emotions"):
+        assert word in unknown
 
 
-def test_sizes_of_folds_are_told(folded, division):
+def test_sizes_of_folds_and_missing_emotions_are_warned_of(folded, division):
     _, utterances = folded
-    uneven = division.assign(role="test")[(division["fold"] != 1) | ~division.duplicated("fold")]
+    tested = division.assign(role="test")
+    uneven = tested[(tested["fold"] != 1) | ~tested.duplicated("fold")]
     finding = next(f for f in audit.audit_folds(uneven, utterances) if f.check == "fold sizes")
     assert finding.level == "warning" and "fold 1" in finding.text
-
-
-def test_emotion_that_lacks_is_told(folded, division):
-    _, utterances = folded
-    sparse = division[~((division["fold"] == 2) & (division["emotion"] == "sad"))].assign(
-        role="test"
-    )
+    sparse = tested[(tested["fold"] != 2) | (tested["emotion"] != "sad")]
     finding = next(f for f in audit.audit_folds(sparse, utterances) if f.check == "classes")
     assert finding.level == "warning" and "fold 2: sad" in finding.text
 
 
-@pytest.mark.parametrize("column", ["speaker", "utterance_id", "fold"])
-def test_columns_may_have_other_names(tmp_path, folded, division, column):
+@pytest.mark.parametrize("column", ["speaker", "utterance_id"])
+def test_columns_may_have_other_names(command, folded, division, column):
     _, utterances = folded
     theirs = {column: "whatever"}
-    given = tmp_path, utterances.rename(columns=theirs), division.rename(columns=theirs)
-    assert command(*given, "--names", f"{column}=whatever").returncode == 0
-    done = command(*given)
-    assert done.returncode == 2 and "whatever" in done.stderr and "--names" in done.stderr
+    given = utterances.rename(columns=theirs), division.rename(columns=theirs)
+    assert command(*given, "--names", f"{column}=whatever")[0] == 0
+    code, _, errors = command(*given)
+    assert code == 2 and "whatever" in errors and "--names" in errors
 
 
-def test_command_says_what_is_wrong_by_exit_code_and_in_words(tmp_path, folded):
+def test_division_that_cannot_be_used_is_refused(tmp_path, folded):
+    folds, _ = folded
+    path = tmp_path / "folds.csv"
+    with pytest.raises(FileNotFoundError, match=r"folds\.csv"):
+        audit.read_division(path)
+    folds.drop(columns=["fold", "role"]).to_csv(path, index=False)
+    with pytest.raises(ValueError, match="a division needs fold, role, or both"):
+        audit.read_division(path)
+    folds.assign(utterance_id="").to_csv(path, index=False)
+    with pytest.raises(ValueError, match="utterance_id has empty cells"):
+        audit.read_division(path)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match=r"folds\.csv can't be read as a table"):
+        audit.read_division(path)
+    for word in ("valid", "val", "dev", "Validation"):
+        folds.replace({"role": {"validation": word}}).to_csv(path, index=False)
+        assert set(audit.read_division(path)["role"]) == set(splits.ROLES)
+
+
+def test_command_answers_by_exit_code_and_in_words(command, folded, tmp_path):
     folds, utterances = folded
-    clean = command(tmp_path, utterances, folds.replace({"role": {"valid": "dev"}}))
-    assert (
-        clean.returncode == 0
-        and "no fault" in clean.stdout
-        and "NOT CHECKED  sound" in clean.stdout
-    )
-    assert command(tmp_path, utterances, folds, "--strict").returncode == 1, (
-        "everybody says the same sentences"
-    )
-    leaked = folds.assign(
-        role=folds["role"].where(folds.index != folds.index[folds["role"] == "test"][0], "train")
-    )
-    bad = command(tmp_path, utterances, leaked)
-    assert (
-        bad.returncode == 1
-        and bad.stdout.startswith("FAULT")
-        and "speakers on two sides of a fold: 1," in bad.stdout
-    )
-    strange = command(tmp_path, utterances, folds.replace({"role": {"valid": "holdout"}}))
-    assert strange.returncode == 2 and "holdout" in strange.stderr and not strange.stdout
+    code, output, _ = command(utterances, folds.replace({"role": {"validation": "dev"}}))
+    assert code == 0 and "no fault" in output and "NOT CHECKED  sound" in output
+    assert command(utterances, folds, "--strict")[0] == 1, "everybody says the same sentences"
+    strange = command(utterances, folds.replace({"role": {"validation": "holdout"}}))
+    assert strange[:2] == (2, "") and "holdout" in strange[2]
+    leaked = folds.copy()
+    leaked.loc[leaked.index[leaked["role"] == "test"][0], "role"] = "train"
+    code, output, _ = command(utterances, leaked)
+    assert code == 1 and output.startswith("FAULT")
+    assert "speakers on two sides of a fold: 1," in output
+    tables = tmp_path / "utterances.csv", tmp_path / "folds.csv"
+    called = [sys.executable, "-m", "helpers.audit", *tables]
+    done = subprocess.run(called, cwd=paths.PROJECT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (code, output)
 
 
-@pytest.mark.parametrize("compressed", [False, True])
-def test_command_reads_run_records(tmp_path, folded, compressed):
+@pytest.mark.parametrize("name", ["run.json", "run.json.gz"])
+def test_command_reads_run_records(command, folded, tmp_path, name):
     folds, utterances = folded
-    ids = {
-        (fold, role): rows["utterance_id"].tolist()
-        for (fold, role), rows in folds.groupby(["fold", "role"])
-    }
+    ids = folds.groupby(["fold", "role"])["utterance_id"].agg(list)
     record = {
-        "folds": {
-            str(fold): {"fit": ids[fold, "train"], "stop": ids[fold, "valid"]}
-            for fold in folds["fold"].unique()
-        }
+        str(fold): {"fit": ids[fold, "train"], "stop": ids[fold, "validation"]}
+        for fold in folds["fold"].unique()
     }
 
-    def run(content) -> subprocess.CompletedProcess:
-        path = tmp_path / ("run.json.gz" if compressed else "run.json")
+    def run(content) -> int:
         text = json.dumps(content).encode()
-        path.write_bytes(gzip.compress(text) if compressed else text)
-        return command(tmp_path, utterances, folds, "--record", path)
+        (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith("gz") else text)
+        return command(utterances, folds, "--record", tmp_path / name)[0]
 
-    assert run(record).returncode == 0
+    assert run({"folds": record}) == 0
     for step in audit.STEPS:
-        bad = run(
-            [{"folds": record["folds"] | {"1": record["folds"]["1"] | {step: ids[1, "test"]}}}]
-        )
-        assert (
-            bad.returncode == 1
-            and f"{step} saw test rows of fold(s) 1 ({len(ids[1, 'test'])})" in bad.stdout
-        )
-    assert run({"folds": {"9": {"fit": []}}}).returncode == run([1]).returncode == 2
-    assert "expected the folds" in run({"folds": {"1": {"train": []}}}).stderr
+        leaked = record | {"1": record["1"] | {step: ids[1, "test"]}}
+        assert run([{"folds": leaked, "variant": "inductive"}]) == 1
+    assert run({"folds": {"9": {"fit": []}}}) == run([1]) == 2
 
 
-# --- the same recording under another name -------------------------------------------------------------------------
+def test_record_of_other_folds_or_steps_is_refused(folded):
+    folds, _ = folded
+    for by_fold in ({"9": {"fit": []}}, {"1": {"train": []}}):
+        with pytest.raises(ValueError, match=r"expected the folds \['1', '2', '3', '4'\]"):
+            audit.audit_record({"folds": by_fold}, folds)
+    leaked = {"folds": {"1": {"stop": folds.query("fold == 1 and role == 'test'").utterance_id}}}
+    text = next(f.text for f in audit.audit_record(leaked, folds) if f.level == "fault")
+    assert text == "stop saw test rows of fold(s) 1 (36)"
+
+
+# --- the same recording under another name -------------------------------------------------------
 
 
 def voice(seed: int, seconds: float = 2.0) -> np.ndarray:
     """Something like speech: syllables of changing pitch and colour."""
     rng = np.random.default_rng(seed)
-    tones = [
-        harmonic_tone(*rng.uniform([90, 0.1, 0.1], [250, 0.25, 0.3]))
-        for _ in range(round(seconds * 12))
-    ]
-    tones = [
-        np.convolve(tone, rng.standard_normal(24) / 5, "same") * np.hanning(len(tone))
-        for tone in tones
-    ]
-    return (np.concatenate(tones)[: round(seconds * RATE)] + noise(seconds, 0.002, seed)).astype(
-        np.float32
-    )
+    tones = []
+    for _ in range(round(seconds * 12)):
+        tone = harmonic_tone(*rng.uniform([90, 0.1, 0.1], [250, 0.25, 0.3]))
+        colour = rng.standard_normal(24) / 5
+        tones.append(np.convolve(tone, colour, "same") * np.hanning(len(tone)))
+    signal = np.concatenate(tones)[: round(seconds * RATE)] + noise(seconds, 0.002, seed)
+    return signal.astype(np.float32)
 
 
 @pytest.fixture
 def recordings(tmp_path) -> pd.DataFrame:
     files = [write_audio(tmp_path / f"sound/s{i % 4}_{i}.wav", voice(i)) for i in range(12)]
-    return pd.DataFrame(
-        {
-            "utterance_id": [f"toy/{f.stem}" for f in files],
-            "path": [str(f) for f in files],
-            "speaker": [f.stem.split("_")[0] for f in files],
-            "start_s": np.nan,
-            "end_s": np.nan,
-        }
+    return clips({f"toy/{f.stem}": f for f in files}).assign(
+        speaker=[f.stem.split("_")[0] for f in files]
     )
 
 
-def changed(tmp_path, signal: np.ndarray, how: str):
-    import soxr
+def clips(files: dict) -> pd.DataFrame:
+    table = pd.DataFrame({"utterance_id": list(files), "path": [str(f) for f in files.values()]})
+    return table.assign(start_s=np.nan, end_s=np.nan)
 
-    path = tmp_path / "copy"
+
+def changed(folder, signal: np.ndarray, how: str):
+    """Write a copy to which something was done."""
+    silence = np.zeros(8000, np.float32)
     match how:
         case "mp3":
-            return write_audio(path.with_suffix(".mp3"), signal)
+            return write_audio(folder / "copy.mp3", signal)
         case "opus":
-            return write_audio(path.with_suffix(".opus"), signal, format="OGG", subtype="OPUS")
+            return write_audio(folder / "copy.opus", signal, format="OGG", subtype="OPUS")
         case "telephone":
-            return write_audio(path.with_suffix(".wav"), soxr.resample(signal, RATE, 8000), 8000)
+            return write_audio(folder / "copy.wav", soxr.resample(signal, RATE, 8000), 8000)
+        case "louder":
+            return write_audio(folder / "copy.wav", 3 * signal.clip(-0.3, 0.3))
         case "quiet":
-            return write_audio(path.with_suffix(".wav"), signal / 10)
+            return write_audio(folder / "copy.wav", signal / 10)
         case "trimmed":
-            return write_audio(path.with_suffix(".wav"), signal[3237:])
-        case "turned":
-            return write_audio(path.with_suffix(".wav"), -signal)
+            return write_audio(folder / "copy.wav", signal[3237:])
+        case "delayed":
+            return write_audio(folder / "copy.wav", np.concatenate([silence, signal]))
+        case "inverted":
+            return write_audio(folder / "copy.wav", -signal)
+        case "quiet trimmed mp3":
+            return write_audio(folder / "copy.mp3", 0.1 * signal[3237:])
 
 
-@pytest.mark.parametrize("how", ["mp3", "opus", "telephone", "quiet", "trimmed", "turned"])
-def test_copy_is_recognised_by_its_sound(tmp_path, recordings, how):
-    copy = recordings.iloc[[5]].assign(
-        utterance_id="toy/copy", path=str(changed(tmp_path, voice(5), how))
-    )
-    found = fingerprint.same_recordings(pd.concat([recordings, copy]), n_jobs=1)
-    assert (
-        found[["first", "second"]].to_numpy().tolist() == [["toy/s1_5", "toy/copy"]]
-        and found["correlation"].iloc[0] > 0.9
-    )
-    if how == "trimmed":
-        assert found["shift_s"].iloc[0] == pytest.approx(3237 / RATE, abs=1e-3)
+HOW = ["mp3", "opus", "telephone", "louder", "quiet", "trimmed", "delayed", "inverted"]
 
 
-def test_different_recordings_are_told_apart_and_bad_files_do_no_harm(tmp_path, recordings):
+@pytest.mark.parametrize("how", [*HOW, "quiet trimmed mp3"])
+def test_copy_is_found(tmp_path, recordings, how):
+    copy = clips({"toy/copy": changed(tmp_path, voice(5), how)})
+    found = audit.near_duplicates(pd.concat([recordings, copy], ignore_index=True), n_jobs=1)
+    assert found[["first", "second"]].to_numpy().tolist() == [["toy/s1_5", "toy/copy"]]
+    assert found["correlation"].iloc[0] > 0.9
+    shift = {"delayed": -8000, "trimmed": 3237, "quiet trimmed mp3": 3237}.get(how, 0)
+    assert found["shift_s"].iloc[0] == pytest.approx(shift / RATE, abs=0.06)
+
+
+def test_other_clips_and_bad_files_are_no_duplicates(tmp_path, recordings):
     broken = tmp_path / "broken.wav"
     broken.write_bytes(b"RIFF no wav")
-    short = write_audio(tmp_path / "short.wav", voice(3)[:1600])
-    more = pd.DataFrame(
-        {
-            "utterance_id": ["toy/broken", "toy/short", "toy/silent", "toy/gone"],
-            "path": [
-                str(broken),
-                str(short),
-                str(write_audio(tmp_path / "silent.wav", np.zeros(RATE, np.float32))),
-                "",
-            ],
-        }
-    )
-    assert fingerprint.same_recordings(
-        pd.concat([recordings, more.assign(start_s=np.nan, end_s=np.nan)]), n_jobs=1
-    ).empty
+    more = {
+        "toy/broken": broken,
+        "toy/short": write_audio(tmp_path / "short.wav", voice(3)[:1600]),
+        "toy/silent": write_audio(tmp_path / "silent.wav", np.zeros(RATE, np.float32)),
+        "toy/gone": "",
+    }
+    assert audit.near_duplicates(pd.concat([recordings, clips(more)]), n_jobs=1).empty
+    for few in (recordings.iloc[:1], clips(more).iloc[:1]):
+        found = audit.near_duplicates(few, n_jobs=1)
+        assert list(found) == ["first", "second", "correlation", "shift_s"] and found.empty
 
 
-def test_part_of_a_longer_recording_is_recognised(tmp_path, recordings):
-    both = recordings.iloc[[5, 5]].assign(
-        utterance_id=["toy/begin", "toy/end"], start_s=[0.0, 0.9], end_s=[1.8, np.nan]
-    )
-    found = fingerprint.same_recordings(pd.concat([recordings.drop(index=5), both]), n_jobs=1)
-    assert found[["first", "second"]].to_numpy().tolist() == [["toy/begin", "toy/end"]]
+def test_copy_on_two_sides_is_a_fault(tmp_path, recordings):
+    copy = clips({"toy/copy": changed(tmp_path, voice(5), "mp3")})
+    pairs = audit.near_duplicates(pd.concat([recordings.iloc[[5]], copy]), n_jobs=1)
+    folds = pd.DataFrame({"utterance_id": ["toy/s1_5", "toy/copy"], "fold": 1, "role": "train"})
+    assert audit.audit_near_duplicates(folds, pairs).level == "ok"
+    apart = audit.audit_near_duplicates(folds.assign(role=["train", "test"]), pairs)
+    assert apart.level == "fault" and "1 pair(s) of clips on two sides" in apart.text
 
 
-def test_command_listens(tmp_path, recordings):
+def test_command_searches_for_copies(command, tmp_path, recordings):
     changed(tmp_path, voice(5), "opus").rename(tmp_path / "sound/s0_x.opus")
-    rows = pd.concat(
-        [recordings, recordings.iloc[[0]].assign(utterance_id="toy/s0_x", path="s0_x.opus")]
-    )
-    rows = rows.assign(path=[name.rsplit("/", 1)[-1] for name in rows["path"]])[
-        ["utterance_id", "path", "speaker"]
-    ]
+    rows = pd.concat([recordings, clips({"toy/s0_x": "s0_x.opus"}).assign(speaker="s0")])
+    names = [name.rsplit("/", 1)[-1] for name in rows["path"]]
+    rows = rows.assign(path=names)[["utterance_id", "path", "speaker"]]
     folds = rows[["utterance_id"]].assign(fold=[int(s[1]) % 2 + 1 for s in rows["speaker"]])
-    done = command(tmp_path, rows, folds, "--audio", tmp_path / "sound")
-    assert (
-        done.returncode == 1
-        and "sound: 1 pair(s) of clips on two sides are the same recording: toy/s1_5" in done.stdout
-    )
-    by_name = command(tmp_path, rows.drop(columns="path"), folds, "--audio", tmp_path / "sound")
-    assert by_name.stdout == done.stdout, "without a column path, files are found by the ids"
-    assert (
-        command(
-            tmp_path,
-            rows,
-            folds[folds["utterance_id"] != "toy/s0_x"],
-            "--audio",
-            tmp_path / "sound",
-        ).returncode
-        == 0
-    )
-    gone = command(tmp_path, rows.assign(path="nowhere.wav"), folds, "--audio", tmp_path / "sound")
-    assert gone.returncode == 2 and "13 of 13 recordings are not under" in gone.stderr
+    given = folds, "--audio", tmp_path / "sound"
+    code, output, _ = command(rows, *given)
+    expected = "sound: 1 pair(s) of clips on two sides are the same recording: toy/s1_5"
+    assert code == 1 and expected in output
+    by_name = command(rows.drop(columns="path"), *given)
+    assert by_name[1] == output, "without a column path, files are found by the ids"
+    code, _, errors = command(rows.assign(path="nowhere.wav"), *given)
+    assert code == 2 and "13 of 13 recordings are not under" in errors
 
 
 @pytest.mark.corpus
-def test_known_pair_of_ravdess_and_no_other(ravdess_root):
-    rows = pd.DataFrame(
-        [
-            {
-                "utterance_id": f"ravdess/{p.stem}",
-                "path": str(p),
-                "start_s": np.nan,
-                "end_s": np.nan,
-            }
-            for p in sorted(ravdess_root.rglob("*.flac"))
-        ]
-    )
-    found = fingerprint.same_recordings(rows)
+def test_known_pair_of_ravdess_is_found(ravdess_root):
+    files = sorted(path for path in ravdess_root.rglob("*-07.*") if audio.is_audio(path))
+    found = audit.near_duplicates(clips({f"ravdess/{path.stem}": path for path in files}))
     assert found[["first", "second"]].to_numpy().tolist() == [
         ["ravdess/03-01-03-01-02-01-07", "ravdess/03-01-03-01-02-02-07"]
     ]

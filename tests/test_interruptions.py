@@ -1,11 +1,10 @@
-"""Runs that are killed, run out of disk, may not write, or meet each other: nothing is lost, nothing computed twice.
+"""Runs that are killed, run out of disk, may not write, or meet each other.
 
-``SER_TEST_KILLS=20 python -m pytest tests/test_interruptions.py`` kills a run of all notebooks twenty times.
+Nothing is lost, and nothing is computed twice. ``python -m pytest -m slow
+tests/test_interruptions.py`` kills a run of all notebooks twenty times.
 """
-# ruff: noqa: F811 (project is a fixture)
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -16,127 +15,104 @@ import time
 from pathlib import Path
 
 import numpy as np
-import psutil
+import pandas as pd
 import pytest
-from test_run_all import environment, project, run_all  # noqa: F401
+from conftest import run_all, run_environment
 
-KILLS = int(os.environ.get("SER_TEST_KILLS", "3"))
-ONLY = [] if KILLS >= 20 else ["--only", "02,03,05,10,11,18"]  # of each kind of work one
+N_KILLS = 20
+NOTEBOOK = "11"  # trains many folds in little time
 
 
 def stored(work: Path) -> dict[str, tuple[int, int]]:
-    """What is in the store, and which file it is: whatever is computed again gets a new one."""
-    return {
-        str(path.relative_to(work)): (path.stat().st_ino, path.stat().st_mtime_ns)
-        for path in (work / "cache").rglob("*.npz")
-        if not path.name.startswith(".")
-    }
-
-
-@pytest.fixture(scope="module")
-def whole(project, tmp_path_factory) -> tuple[Path, float]:
-    """The work folder of a run that nothing disturbs, and how many seconds it took."""
-    work = tmp_path_factory.mktemp("whole")
-    done, seconds = run_all(project, *ONLY, SER_WORK=str(work))
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    shutil.rmtree(project / "reports")
-    return work, seconds
+    """What is in the store, and which file it is: what is computed again gets a new one."""
+    found = {}
+    for path in (work / "cache").rglob("[!.]*.npz"):
+        found[path.relative_to(work).as_posix()] = (path.stat().st_ino, path.stat().st_mtime_ns)
+    return found
 
 
 def start(project: Path, log: Path, *options: str, **variables: str) -> subprocess.Popen:
     with open(log, "w", encoding="utf-8") as handle:
         return subprocess.Popen(
-            [sys.executable, "-m", "helpers.pipeline", *options],
+            [sys.executable, "tools/run.py", *options],
             cwd=project,
             stdout=handle,
             stderr=subprocess.STDOUT,
-            env=environment(project, **variables),
+            env=run_environment(project, **variables),
             start_new_session=True,
         )
 
 
-@pytest.mark.slow
-def test_killed_at_random_moments_the_results_are_the_same_and_nothing_is_computed_twice(
-    project, whole, tmp_path
+def kill(process: subprocess.Popen) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.fixture
+def unfinished(project, finished, tmp_path) -> Path:
+    """The work folder of the finished run, in which one notebook has not run yet."""
+    work = tmp_path / "work"
+    shutil.copytree(project / "derived", work)
+    shutil.rmtree(work / "cache/folds")
+    for path in [*work.glob(f"demo/runs/*/{NOTEBOOK}_*"), *work.glob("demo/*/predictions/ml_*")]:
+        path.unlink()
+    return work
+
+
+def test_killed_twice_the_results_are_the_same_and_no_fold_is_computed_twice(
+    project, unfinished, tmp_path
 ):
-    undisturbed, seconds = whole
+    log, before = tmp_path / "log", stored(unfinished)
+    options, variables = ("--only", NOTEBOOK), {"SER_WORK": str(unfinished)}
+    for _ in range(2):
+        process = start(project, log, *options, **variables)
+        while len(stored(unfinished)) < len(before) + 3:
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.02)
+        second, _ = run_all(project, *options, **variables)
+        assert second.returncode == 2
+        assert f"another run (process {process.pid}) works in" in second.stderr
+        kill(process)
+        now = stored(unfinished)
+        assert {name: now.get(name) for name in before} == before
+        assert "outcome" not in next(unfinished.glob(f"demo/runs/*/{NOTEBOOK}_*.json")).read_text()
+        before = now
+    done, _ = run_all(project, *options, **variables)
+    assert done.returncode == 0, done.stdout + done.stderr
+    now = stored(unfinished)
+    assert {name: now.get(name) for name in before} == before
+    predictions = list((project / "derived").glob("demo/*/predictions/ml_*.parquet"))
+    assert len(predictions) > 3
+    for path in predictions:
+        again = unfinished / path.relative_to(project / "derived")
+        pd.testing.assert_frame_equal(pd.read_parquet(path), pd.read_parquet(again))
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_the_results_are_the_same(project, finished, tmp_path):
     seed = int.from_bytes(os.urandom(4))
-    moments = (
-        8 + np.random.default_rng(seed).dirichlet(np.ones(KILLS)) * 0.6 * seconds
-    )  # 8 s until anything happens
-    work, log, before, finished, kills = tmp_path / "killed", tmp_path / "log", {}, set(), 0
+    shares = np.random.default_rng(seed).dirichlet(np.ones(N_KILLS))
+    moments = 8 + shares * 0.6 * finished[1]  # 8 s until anything happens
+    work, log, before, ran, n_kills = tmp_path / "killed", tmp_path / "log", {}, set(), 0
     for moment in [*moments, None]:
-        process = start(project, log, *ONLY, SER_WORK=str(work))
+        process = start(project, log, SER_WORK=str(work))
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(moment)
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            kills += 1
+            kill(process)
+            n_kills += 1
         said = log.read_text()
-        assert not finished & set(re.findall(r"^(\d\d_\w+) +starts", said, re.M)), (
-            f"seed {seed}: {said}"
-        )
-        finished |= set(re.findall(r"^(\d\d_\w+) .* run$", said, re.M))
+        assert not ran & set(re.findall(r"^(\d\d_\w+) +starts", said, re.M)), f"{seed}: {said}"
+        ran |= set(re.findall(r"^(\d\d_\w+) +run ", said, re.M))
         now = stored(work)
-        assert {name: now.get(name) for name in before} == before, (
-            f"stored results were computed again (seed {seed})"
-        )
+        assert {name: now.get(name) for name in before} == before, f"computed again (seed {seed})"
         before = now
         if process.returncode == 0:
             break
-    print(f"killed {kills} times (seed {seed})")
-    assert kills >= KILLS / 2, f"it was too quick to be killed {KILLS} times (seed {seed})"
-    assert process.returncode == 0, log.read_text()
-    results = [
-        next((place / "demo").glob("*/results.csv")).read_bytes() for place in (undisturbed, work)
-    ]
-    assert results[0] == results[1] and len(results[0]) > 1000, f"seed {seed}"
-    there, expected = (
-        {name for name in stored(place) if "/fingerprints/" not in name}
-        for place in (work, undisturbed)
-    )
-    assert there == expected, (
-        "the same folds and features, no others (05 listens to clips that it makes anew each time)"
-    )
-
-
-@pytest.mark.slow
-def test_processes_that_a_killed_run_left_do_not_work_on_beside_the_next(project, tmp_path):
-    log, work = tmp_path / "log", tmp_path / "work"
-    process = start(project, log, "--only", "02,03", SER_WORK=str(work))
-    record = work / "demo/.processes.json"
-    while not record.exists() or len(record.read_text()) < 10:
-        assert process.poll() is None, log.read_text()
-        time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    left = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    record.write_text(
-        json.dumps({left.pid: psutil.Process(left.pid).create_time(), os.getpid(): 1.0})
-    )
-    done, _ = run_all(project, "--only", "02", SER_WORK=str(work))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert left.wait(10) == -signal.SIGKILL, (
-        "and this process, which merely has the number of another, goes on"
-    )
-
-
-@pytest.mark.slow
-def test_a_second_run_on_the_same_corpus_is_refused_in_words(project, tmp_path):
-    log, variables = tmp_path / "log", {"SER_WORK": str(tmp_path / "work")}
-    process = start(project, log, "--only", "02", **variables)
-    while (
-        not (tmp_path / "work/demo/.lock").exists()
-        or not (tmp_path / "work/demo/.lock").read_text().strip()
-    ):
-        assert process.poll() is None, log.read_text()
-        time.sleep(0.05)
-    second, _ = run_all(project, "--only", "02", **variables)
-    assert (
-        second.returncode == 2 and f"another run (process {process.pid}) works in" in second.stderr
-    )
-    assert process.wait(120) == 0, log.read_text()
+    assert n_kills >= N_KILLS / 2 and process.returncode == 0, f"{n_kills} kills, seed {seed}"
+    folders = (project / "derived", work)
+    first, second = [next(folder.glob("demo/*/results.csv")) for folder in folders]
+    assert first.read_bytes() == second.read_bytes() and len(first.read_bytes()) > 1000, seed
 
 
 @pytest.fixture
@@ -144,54 +120,35 @@ def small_disk(tmp_path):
     """A disk of one megabyte; only root may make one."""
     place = tmp_path / "disk"
     place.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], capture_output=True, text=True
-    )
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place]
+    made = subprocess.run(command, capture_output=True, text=True)
     if made.returncode:
         pytest.skip(f"a small disk can't be made here ({made.stderr.strip()})")
     yield place
     subprocess.run(["umount", "-l", place], check=True)
 
 
-@pytest.mark.slow
-def test_full_disk_is_told_and_the_run_goes_on_when_there_is_space(project, whole, small_disk):
-    variables = {"SER_WORK": str(small_disk)}
-    full, _ = run_all(project, "--only", "02,03", **variables)
+def test_full_disk_is_told_and_the_run_goes_on_when_there_is_space(project, finished, small_disk):
+    def remount(how: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,{how}", small_disk], check=True)
+
+    options, variables = ("--only", "02,03"), {"SER_WORK": str(small_disk)}
+    full, _ = run_all(project, *options, **variables)
     said = full.stdout + full.stderr
-    assert (
-        full.returncode == 1 and "No space left on device" in said and "free some space" in said
-    ), said
-    assert "Traceback" not in full.stderr
-    subprocess.run(["mount", "-o", "remount,size=200m", small_disk], check=True)
-    done, _ = run_all(project, "--only", "02,03", **variables)
-    assert done.returncode == 0 and re.search(r"02_\w+ +fresh", done.stdout), (
-        done.stdout + done.stderr
-    )
+    assert full.returncode == 1 and "No space left on device" in said, said
+    assert "free some space" in said and "Traceback" not in full.stderr
+    remount("size=200m")
+    done, _ = run_all(project, *options, **variables)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"02_\w+ +fresh", done.stdout), done.stdout
     for name in ("utterances", "functionals", "descriptors"):
-        assert (small_disk / f"demo/{name}.parquet").read_bytes() == (
-            whole[0] / f"demo/{name}.parquet"
-        ).read_bytes()
+        tables = [folder / f"demo/{name}.parquet" for folder in (small_disk, project / "derived")]
+        pd.testing.assert_frame_equal(*map(pd.read_parquet, tables))
 
-
-@pytest.mark.slow
-def test_read_only_work_folder_is_told_and_left_as_it_is(project, small_disk):
-    subprocess.run(["mount", "-o", "remount,size=200m", small_disk], check=True)
-    variables = {"SER_WORK": str(small_disk)}
-    assert run_all(project, "--only", "02", **variables)[0].returncode == 0
     before = {path: path.stat().st_mtime_ns for path in small_disk.rglob("*")}
-    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    refused, _ = run_all(project, "--only", "02,03", **variables)
-    assert (
-        refused.returncode == 2
-        and "Read-only file system" in refused.stderr
-        and "SER_WORK" in refused.stderr
-    )
-    assert (
-        "Traceback" not in refused.stderr
-        and {path: path.stat().st_mtime_ns for path in small_disk.rglob("*")} == before
-    )
-    subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
-    again, _ = run_all(project, "--only", "02", **variables)
-    assert again.returncode == 0 and re.search(r"02_\w+ +fresh", again.stdout), (
-        again.stdout + again.stderr
-    )
+    remount("ro")
+    refused, _ = run_all(project, *options, **variables)
+    remount("rw")
+    assert refused.returncode == 2 and "Read-only file system" in refused.stderr
+    assert "SER_WORK" in refused.stderr and "Traceback" not in refused.stderr
+    assert {path: path.stat().st_mtime_ns for path in small_disk.rglob("*")} == before

@@ -1,9 +1,11 @@
-"""Hygiene of the notebooks: what a reader, papermill and a diff rely on. Each message says how to mend it."""
+"""Hygiene of the notebooks: what a reader, papermill and a diff rely on.
+
+Each message says how to mend it. How long cells and notebooks may be is tested in test_budget.py.
+"""
 
 import ast
 import json
 import re
-import statistics
 import sys
 from pathlib import Path
 
@@ -59,13 +61,14 @@ def test_name_and_title_have_the_same_number(path):
 @every_notebook
 def test_opening_says_question_claims_and_cost(path):
     opening = text(cells(path)[0])
+    words = " ".join(opening.split())
     for part in ("**Question.**", "**What we show**", "**Reads**", "**Writes**", "**Runs in**"):
-        assert part in opening, f"{path.name}: the first cell lacks {part}"
+        assert part in words, f"{path.name}: the first cell has no {part}"
     assert f"/blob/main/notebooks/{path.name})" in opening, (
-        f"{path.name}: run python -m helpers.pipeline badges"
+        f"{path.name}: its badge opens another notebook"
     )
-    assert 3 <= len(re.findall(r"^- ", opening, re.M)) <= 5, (
-        f"{path.name}: say in 3 to 5 bullets what is shown"
+    assert 2 <= len(re.findall(r"^- ", opening, re.M)) <= 6, (
+        f"{path.name}: say in 2 to 6 bullets what is shown"
     )
 
 
@@ -89,23 +92,24 @@ def test_one_parameters_cell_of_commented_literals(path):
     assert len(tagged) == 1, (
         f"{path.name}: tag exactly one code cell 'parameters' (JupyterLab: property inspector)"
     )
-    for node, line in zip(python(tagged[0]).body, text(tagged[0]).splitlines(), strict=True):
-        assert isinstance(node, ast.Assign) and len(node.targets) == 1, (
-            f"{path.name}: {line!r} is not NAME = literal"
+    lines = text(tagged[0]).splitlines()
+    for node in python(tagged[0]).body:
+        own = "\n".join(lines[node.lineno - 1 : node.end_lineno])
+        assert isinstance(node, ast.Assign) and re.match(r"[A-Z][A-Z0-9_]* += ", own), (
+            f"{path.name}: {own!r} is not NAME = literal, in capitals"
         )
-        explained = "# " in line or isinstance(ast.literal_eval(node.value), list)
-        assert re.match(r"[A-Z][A-Z0-9_]* += ", line) and explained, (
-            f"{path.name}: {line!r}: UPPERCASE, and a comment"
-        )
+        ast.literal_eval(node.value)
+        assert "# " in own, f"{path.name}: {own!r} has no comment"
     assert text(tagged[0]).startswith("CORPUS"), f"{path.name}: the first parameter is CORPUS"
 
 
 @every_notebook
-def test_bootstrap_cell_is_the_same_in_all(path):
-    first = cells(NOTEBOOKS[0], "code")[0]
-    assert text(first).startswith("# Plumbing") and "google.colab" in text(first)
-    assert text(cells(path, "code")[0]) == text(first), (
-        f"{path.name}: copy the first code cell of {NOTEBOOKS[0].name}"
+def test_bootstrap_cell_is_the_same_in_all_and_collapsed(path):
+    first, own = (cells(notebook, "code")[0] for notebook in (NOTEBOOKS[0], path))
+    assert text(first).startswith("# bootstrap") and "google.colab" in text(first)
+    assert text(own) == text(first), f"{path.name}: copy the first code cell of {NOTEBOOKS[0].name}"
+    assert own["metadata"].get("jupyter", {}).get("source_hidden"), (
+        f"{path.name}: collapse the first code cell (JupyterLab: blue bar)"
     )
 
 
@@ -131,17 +135,28 @@ def test_nothing_that_hides_or_chains(path):
 
 
 @every_notebook
-def test_cells_are_short_and_explained(path):
-    code = cells(path, "code")
-    long = [text(cell).splitlines()[0] for cell in code if len(text(cell).splitlines()) > 20]
-    assert not long, (
-        f"{path.name}: split or move to helpers the cells that begin {long}: at most 20 lines each"
-    )
-    assert statistics.median(len(text(cell).splitlines()) for cell in code) <= 9
-    assert len(cells(path, "markdown")) >= len(code), (
-        f"{path.name}: {len(cells(path, 'markdown'))} markdown cells for {len(code)} code cells: say what each section does"
+def test_code_is_explained(path):
+    code, prose = cells(path, "code"), cells(path, "markdown")
+    assert len(prose) >= len(code), (
+        f"{path.name}: {len(prose)} markdown cells for {len(code)} code cells: say what each section "
+        "does"
     )
     assert all(text(cell).strip() for cell in cells(path)), f"{path.name}: remove its empty cells"
+
+
+PHRASES = (Path(__file__).parent / "phrases.txt").read_text(encoding="utf-8").splitlines()
+
+
+@pytest.mark.xfail(strict=False, reason="the prose is rewritten in a later step")
+@every_notebook
+def test_prose_uses_the_terms_of_the_field(path):
+    prose = "\n".join(text(cell) for cell in cells(path, "markdown"))
+    found = []
+    for line in PHRASES:
+        phrase, _, instead = line.partition(" -> ")
+        if re.search(rf"(?<!\w){phrase}(?!\w)", prose, re.I):
+            found.append(f"{phrase!r} (rather: {instead})")
+    assert not found, f"{path.name}: {', '.join(found)}"
 
 
 @every_notebook
@@ -195,7 +210,7 @@ def test_imports_are_ours_or_required(path):
             elif isinstance(node, ast.ImportFrom):
                 found.add(node.module.split(".")[0])
     strange = found - allowed_imports()
-    assert not strange, f"{path.name}: imports {sorted(strange)}, which requirements.txt lacks"
+    assert not strange, f"{path.name}: imports {sorted(strange)}, not in requirements.txt"
 
 
 def outputs(path: Path) -> list[dict]:
@@ -216,7 +231,7 @@ def test_committed_outputs_are_those_of_one_clean_run(path):
 
 @every_notebook
 def test_committed_outputs_render_everywhere(path):
-    assert path.stat().st_size < 1e6, (
+    assert path.stat().st_size < 3e6, (
         f"{path.name}: {path.stat().st_size / 1e6:.1f} MB; draw fewer or smaller figures"
     )
     shown = json.dumps(outputs(path))
@@ -234,7 +249,7 @@ def test_no_numbers_of_results_in_prose(path):
     for cell in cells(path, "markdown"):
         found = re.findall(r"\bUAR (?:of )?[.\d]+|\b\d+[.,]\d+ ?%", text(cell))
         assert not found, (
-            f"{path.name}: {found} is typed into prose; say it by plots.say, from variables"
+            f"{path.name}: {found} is typed into prose; show it by plots.show_markdown, from variables"
         )
 
 

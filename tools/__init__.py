@@ -1,0 +1,1 @@
+"""What run_all.sh calls; notebooks import nothing from here."""
