@@ -122,8 +122,8 @@ def follow(
     if all(set(group) & set(only or model.emotions) for group in predict.SATISFACTION.values()):
         groups = predict.verdict(windows, groups=predict.SATISFACTION)
     text = (
-        f"{len(windows)} windows of {predict.WINDOW_S:.0f} s in which somebody speaks. All speakers "
-        "count as one, and later windows count more."
+        f"{len(windows)} windows of {predict.WINDOW_S:.0f} s in which somebody speaks. "
+        "All speakers count as one, and later windows count more."
     )
     return figure, predict.verdict(windows), groups, text
 
@@ -148,8 +148,8 @@ def describe(model: SavedModel) -> str:
         f"- **Licence** {card.get('licence')}",
         f"- **Emotions** {', '.join(model.emotions)}",
         "",
-        "Cross-validated results. UAR is the mean recall of the emotions, with a 95 % interval over "
-        f"speakers; chance is {1 / len(model.emotions):.1%}.",
+        "Cross-validated results. UAR is the mean recall of the emotions, with a 95 % interval "
+        f"over speakers; chance is {1 / len(model.emotions):.1%}.",
         "",
         "| variant | UAR | accuracy | utterances |",
         "|---|---|---|---|",

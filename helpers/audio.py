@@ -71,7 +71,17 @@ def load(
         If there is no such file.
     """
     signal, native_rate, *_ = _decode(path, start_s, end_s)
-    return _resample(signal, native_rate, sampling_rate)
+    return remove_offset(_resample(signal, native_rate, sampling_rate))
+
+
+def remove_offset(signal: np.ndarray) -> np.ndarray:
+    """Subtract the mean: a constant offset is no sound, and would count in levels and trimming.
+
+    Parameters
+    ----------
+    signal : np.ndarray [shape=(n_samples,), float32]
+    """
+    return signal - np.float32(signal.mean(dtype=np.float64)) if len(signal) else signal
 
 
 def measure(path: str | Path, start_s: float | None = None, end_s: float | None = None) -> dict:
@@ -99,7 +109,7 @@ def measure(path: str | Path, start_s: float | None = None, end_s: float | None 
             "clipped_share": np.nan,
             "quality": f"unusable: {str(error).splitlines()[0]}",
         }
-    resampled = _resample(signal, native_rate, SAMPLING_RATE)
+    resampled = remove_offset(_resample(signal, native_rate, SAMPLING_RATE))
     level = 20 * np.log10(frame_rms(resampled).max() + 1e-10)
     clipped = float(np.mean(np.abs(signal) >= 0.999))
     duration = len(signal) / native_rate

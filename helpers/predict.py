@@ -299,7 +299,7 @@ def read_signal(
         silent, or louder than any recording.
     """
     if isinstance(recording, np.ndarray):
-        signal, name = _mono(recording, sampling_rate), "the recording"
+        signal, name = audio.remove_offset(_mono(recording, sampling_rate)), "the recording"
     else:
         signal = audio.load(recording, 0.0, longest_s + 1)  # a limit for memory, too
         name = Path(recording).name

@@ -114,7 +114,8 @@ def test_resampling_keeps_pitch_level_and_length(tmp_path, rate):
 def test_part_by_times(tmp_path):
     path = write_audio(tmp_path / "dialogue.flac", noise(3, seed=3))
     whole = audio.load(path)
-    np.testing.assert_array_equal(audio.load(path, 1.0, 2.5), whole[RATE : 5 * RATE // 2])
+    piece = audio.remove_offset(whole[RATE : 5 * RATE // 2])
+    np.testing.assert_allclose(audio.load(path, 1.0, 2.5), piece, atol=1e-7)
     np.testing.assert_array_equal(audio.load(path, float("nan"), float("nan")), whole)
     assert audio.measure(path, 1.0, 2.5)["duration_s"] == 1.5
 
@@ -267,3 +268,26 @@ def test_pieces_cover_everything_and_overlap(seconds):
     assert all(a.stop - b.start >= RATE - 1 for a, b in itertools.pairwise(cuts))
     with pytest.raises(ValueError, match="can't overlap"):
         audio.pieces(RATE, 2, 2)
+
+
+@pytest.mark.parametrize("offset", [0.02, -0.05])
+def test_a_constant_offset_is_no_sound(tmp_path, offset):
+    """A recording with a DC offset is heard, measured and channel-normalised as without it."""
+    signal = np.concatenate([np.zeros(8000), harmonic_tone(200, 1.0, 0.01), np.zeros(8000)])
+    plain, shifted = tmp_path / "plain.wav", tmp_path / "shifted.wav"
+    soundfile.write(plain, signal, 16_000, subtype="FLOAT")
+    soundfile.write(shifted, signal + offset, 16_000, subtype="FLOAT")
+    first, second = audio.load(plain), audio.load(shifted)
+    np.testing.assert_allclose(first, second, atol=1e-6)
+    assert abs(second.mean(dtype=float)) < 1e-8
+    assert len(audio.trim(second)) < 17_500, "the silence is cut off"
+    measured = [audio.measure(path) for path in (plain, shifted)]
+    assert measured[0]["level_dbfs"] == pytest.approx(measured[1]["level_dbfs"], abs=1e-3)
+    np.testing.assert_allclose(
+        audio.channel_normalise(first), audio.channel_normalise(second), atol=1e-4
+    )
+
+
+def test_an_offset_alone_is_silence(tmp_path):
+    soundfile.write(tmp_path / "offset.wav", np.full(16_000, 0.1), 16_000)
+    assert "unusable: silent" in audio.measure(tmp_path / "offset.wav")["quality"]

@@ -50,8 +50,7 @@ class Options(argparse.Namespace):
 
 def read_notebooks() -> list[Notebook]:
     """Read all committed notebooks, in order."""
-    found = sorted(paths.PROJECT.glob("notebooks/[0-9][0-9]_*.ipynb"))
-    return [read_notebook(path) for path in found]
+    return [read_notebook(path) for path in sorted(paths.PROJECT.glob("notebooks/[0-9]*.ipynb"))]
 
 
 def read_notebook(path: Path) -> Notebook:
@@ -96,8 +95,8 @@ def values_for(books: list[Notebook], options: Options, profile: dict) -> dict[s
     Refused
         If a value has no parameter of its name: papermill would run with the default.
     """
-    usual = {"DEVICE": "auto", "ALLOW_INCOMPLETE": False, "PUBLISHED": False}
-    usual["LABELS"] = options.about.default_labels
+    usual = {"LABELS": options.about.default_labels, "DEVICE": "auto"}
+    usual |= {"ALLOW_INCOMPLETE": False, "PUBLISHED": False}
     asked = {"CORPUS": options.corpus}
     for name, default in usual.items():
         if (value := getattr(options, name.lower())) != default:

@@ -74,8 +74,8 @@ def publish(books: list[Notebook], outcomes: dict[str, dict], options: Options) 
     if shown:
         for path, text in ready.items():
             write(path, text)
-            figures = f"{path.name[:2]}_*.png"
-            copy_matching(options.work / "figures", paths.PROJECT / "figures", figures)
+            drawn = options.work / "figures"
+            copy_matching(drawn, paths.PROJECT / "figures", f"{path.name[:2]}_*.png")
         if megabytes:
             target = paths.PROJECT / "data/models" / options.labels
             shutil.rmtree(target, ignore_errors=True)

@@ -49,9 +49,8 @@ def write_report(books: list[Notebook], outcomes: dict[str, dict], options: Opti
         write_page(options.reports / f"{name}.ipynb", pages)
     folder = options.reports / "figures"
     copy_matching(options.work / "figures", folder, "[0-9][0-9]_*.png")
-    figures = {}
-    for book in books:
-        figures[book.name] = sorted(path.name for path in folder.glob(f"{book.number}_*.png"))
+    drawn = sorted(path.name for path in folder.glob("*.png"))
+    figures = {book.name: [n for n in drawn if n[:2] == book.number] for book in books}
     page = TEMPLATES.get_template("report.html").render(
         record,
         synthetic=options.about.synthetic,
@@ -100,20 +99,22 @@ def result_groups(path: Path) -> list[dict]:
     table = table.sort_values(["variant", "baseline", "uar"], ascending=[True, True, False])
     for variant, rows in table.groupby("variant"):
         models = rows[~rows["baseline"]]
-        group = {"variant": variant, "rows": rows.to_dict("records")}
-        group["best"] = {
-            name: m.better(models[name].dropna(), default=0) for name, m in METRICS.items()
-        }
-        group["protocols"] = models["protocol"].unique()
-        group["cards"] = {card["model"]: card for card in cards if card["variant"] == variant}
-        groups.append(group)
+        best = {name: m.better(models[name].dropna(), default=0) for name, m in METRICS.items()}
+        groups.append(
+            {
+                "variant": variant,
+                "rows": rows.to_dict("records"),
+                "best": best,
+                "protocols": models["protocol"].unique(),
+                "cards": {card["model"]: card for card in cards if card["variant"] == variant},
+            }
+        )
     return groups
 
 
 def device_name(asked: str) -> str:
     """Name what was computed on: the first NVIDIA GPU unless the CPU was asked for."""
-    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    if asked != "cpu" and shutil.which(query[0]):
-        found = subprocess.run(query, capture_output=True, text=True)
-        return found.stdout.splitlines()[0] if found.stdout else "GPU"
+    if asked != "cpu" and shutil.which("nvidia-smi"):
+        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        return subprocess.run(query, capture_output=True, text=True).stdout.partition("\n")[0]
     return f"CPU, {os.cpu_count()} cores"

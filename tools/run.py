@@ -38,12 +38,14 @@ MISSING = {
 }
 UNTRACKED = ("plots",)  # changes how things look, not what comes out
 AVAILABLE = "available:"  # stands in a stamp for which corpora and models there are
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef)
 EXIT_CODES = {Refused: 2, KeyboardInterrupt: 130}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; 0: nothing failed, 1: something did, 2: refused, 130: interrupted."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends the kernel too
+    sys.stdout.reconfigure(line_buffering=True)  # a log file shows what runs
     options = parse(arguments)
     try:
         if options.command == "badges":
@@ -125,7 +127,7 @@ def run(books: list[Notebook], options: Options) -> dict[str, dict]:
         if failed or book.number not in wanted:
             outcome["status"] = "earlier" if outcome["status"] == "run" else "not run"
         elif reason := why_stale(book, values[book.name], options):
-            print(f"{book.name:<28} starts ({reason})", flush=True)
+            print(f"{book.name:<28} starts ({reason})")
             outcome = execute(book, values[book.name], options)
             failed = outcome["status"] == "failed"
             print_outcomes({book.name: outcome})
@@ -194,8 +196,7 @@ def made_from(book: Notebook, values: dict, options: Options) -> dict:
     code = "\n# cell\n".join(book.code)
     found = json.loads(json.dumps(book.parameters | values))  # as a stamp gives them back
     found["code"] = hash_of(code)
-    python = re.sub(r"^(\s*)[%!].*$", r"\1pass", code, flags=re.M)
-    queue = parsed(python, book.path.name)[1]
+    queue = parsed(re.sub(r"^(\s*)[%!].*$", r"\1pass", code, flags=re.M), book.path.name)[1]
     while queue:
         name, *queue = queue
         path = paths.PROJECT / f"helpers/{name}.py"
@@ -213,8 +214,7 @@ def parsed(source: str, where: str) -> tuple[str, list[str]]:
     """Return code without comments, docstrings and ``CORPORA``, and the helpers that it imports."""
     tree = ast.parse(source, where)
     for node in ast.walk(tree):
-        kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
-        if isinstance(node, kinds) and ast.get_docstring(node, clean=False) is not None:
+        if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
             node.body = node.body[1:]
     statements = [ast.unparse(node) for node in tree.body]
     code = "\n".join(text for text in statements if not re.match(r"CORPORA\b[^=\n]* =", text))
@@ -381,8 +381,8 @@ def print_outcomes(outcomes: dict[str, dict]) -> None:
     """Print a line for every notebook."""
     for name, outcome in outcomes.items():
         seconds, peak = outcome.get("seconds", "–"), outcome.get("peak_mb", "–")
-        line = f"{name:<28} {outcome['status']:<8} {seconds:>9} {peak:>8}"
-        print(line, *outcome.get("reason", "").splitlines(), sep="\n    ", flush=True)
+        reason = outcome.get("reason", "").splitlines()
+        print(f"{name:<28} {outcome['status']:<8} {seconds:>9} {peak:>8}", *reason, sep="\n    ")
 
 
 if __name__ == "__main__":
