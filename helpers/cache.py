@@ -45,8 +45,9 @@ def source_of(thing: Callable) -> str:
     """Return what identifies a class or function in a key.
 
     One of an importable module goes by its name: a version number stands for its code. One that
-    is defined in a notebook goes by its source, with that of the notebook's own classes, functions
-    and numbers that it names. A ``functools.partial`` adds its arguments.
+    is defined in a notebook goes by its source, with that of the notebook's own classes and
+    functions that it names, and the values of its UPPERCASE constants. A ``functools.partial``
+    adds its arguments.
     """
     if isinstance(thing, functools.partial):
         return f"{source_of(thing.func)}{thing.args}{sorted(thing.keywords.items())}"
@@ -63,7 +64,7 @@ def source_of(thing: Callable) -> str:
         if name in defined and name not in found:
             found[name] = ast.unparse(defined[name])
             waiting += [n.id for n in ast.walk(defined[name]) if isinstance(n, ast.Name)]
-        elif isinstance(main.get(name), (int, float, str, tuple)):
+        elif name.isupper() and isinstance(main.get(name), (int, float, str, tuple)):
             found[name] = repr(main[name])
     return repr(sorted(found.items()))
 

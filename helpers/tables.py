@@ -338,7 +338,7 @@ def _read_csv(path: Path, schema: str) -> pd.DataFrame:
     declared = SCHEMAS[schema].columns
     text = {name: str for name, column in declared.items() if "str" in str(column.dtype)}
     numbers = pd.read_csv(path, nrows=0).columns.difference(list(text))
-    empty = dict.fromkeys(numbers, [""])
+    empty = {name: [""] for name in numbers}
     return pd.read_csv(path, dtype=text, keep_default_na=False, na_values=empty)
 
 

@@ -401,23 +401,11 @@ class Trainer:
         n_steps = -(-len(self.inputs) // settings.batch_size) * settings.epochs
         self.schedule = SCHEDULES[settings.schedule](self.optimiser, n_steps)
         self.epoch, self.curves, self.waited, self.best = 0, [], 0, None
-        self.identity = self.identify(seed)
-        self.folder = paths.work("checkpoints") / cache.hash_of(self.identity)
-
-    def identify(self, seed: int) -> dict:
-        """Return what must be the same for a checkpoint to be continued."""
-        train, validation = self.train, self.validation
-        ids = train.ids.tolist() if self.settings.needs_ids else None
-        parts = (train.inputs, train.classes, validation.inputs, validation.classes)
-        identity = self.settings.recipe() | {
-            "training": VERSION,
-            "nets": nets.VERSION,
-            "data": cache.hash_of(*parts, ids),
-            "seed": seed,
-            "device": self.device.type,
-            "bf16": self.bf16,
-        }
-        return {name: repr(value) for name, value in identity.items()}
+        rows, ids = (train, validation), train.ids.tolist() if settings.needs_ids else None
+        data = [array for part in rows for array in (part.inputs, part.classes)]
+        about = [VERSION, nets.VERSION, seed, self.device.type, self.bf16]
+        key = cache.hash_of(settings.recipe(), data, ids, about)  # of another setting: elsewhere
+        self.folder = paths.work("checkpoints") / key
 
     def run(self, n_epochs: int = 0) -> None:
         """Train, from the last checkpoint if there is one.
@@ -523,7 +511,6 @@ class Trainer:
     def save(self) -> None:
         """Store this epoch's end with a checksum; that of the epoch before stays."""
         state = {
-            "identity": self.identity,
             "net": self.net.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -542,13 +529,7 @@ class Trainer:
         cache.write_atomically(path, lambda file: file.write(content))
 
     def resume(self) -> None:
-        """Continue from the last complete checkpoint, if there is one.
-
-        Raises
-        ------
-        ValueError
-            If it was written by another configuration; the differences are named.
-        """
+        """Continue from the last complete checkpoint, if there is one."""
         states = []
         for path in sorted(self.folder.glob("*.ckpt")):
             content = path.read_bytes()
@@ -560,18 +541,6 @@ class Trainer:
         if not states:
             return
         state = max(states, key=lambda state: state["epoch"])
-        there, here = state["identity"], self.identity
-        differences = [
-            f"{name}: {there.get(name, '')[:80]} there, {here.get(name, '')[:80]} here"
-            for name in sorted({*there, *here})
-            if there.get(name) != here.get(name)
-        ]
-        if differences:
-            raise ValueError(
-                f"{self.folder} holds checkpoints of another configuration, so training can't go "
-                f"on from them. {'; '.join(differences)}. Use the same settings, or remove the "
-                "folder to train anew."
-            )
         for name in ("net", "optimiser", "schedule"):
             getattr(self, name).load_state_dict(state[name])
         for name in ("epoch", "curves", "waited", "best"):

@@ -176,8 +176,8 @@ def cluster(tmp_path, monkeypatch):
 
     def start(program, *options):
         command = [sys.executable, "-m", f"distributed.cli.{program}", *options, "--no-dashboard"]
-        log = open(tmp_path / "log", "ab")
-        return subprocess.Popen(command, cwd=tmp_path, env=os.environ | own, stdout=log, stderr=log)
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        return subprocess.Popen(command, cwd=tmp_path, env=os.environ | own, **quiet)
 
     scheduler = start("dask_scheduler", "--host", "127.0.0.1", "--port", str(port))
     workers = [start("dask_worker", address, "--nthreads", "1", "--no-nanny") for _ in range(2)]

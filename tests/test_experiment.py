@@ -261,10 +261,8 @@ def test_what_a_run_saves_is_read_again(data, network):
     assert record["folds"]["1"]["fit"] == run.records[0]["folds"]["1"]["fit"]
 
 
-def test_the_final_model_is_saved_once(setup, private_work):
-    ids, inputs, folds = setup
+def test_the_final_model_is_saved_once(setup):
     utterances = make_utterances(10, 4).drop(columns="emotion")
-    utterances["utterance_id"] = ids
     tables.write_table(utterances, paths.work("toy") / "utterances.parquet", "utterances")
     scaled = make_pipeline(StandardScaler(), LogisticRegression())
     model = Classical("logistic", scaled, {"logisticregression__C": [0.1, 1]})

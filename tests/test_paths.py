@@ -70,7 +70,7 @@ def test_a_copy_that_breaks_leaves_what_was_there(drive, private_work, monkeypat
     write(private_work / "a.csv", "after")
 
     def broken(source, target):
-        open(target, "w").write("ha")
+        write(target, "ha")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(paths.shutil, "copy2", broken)

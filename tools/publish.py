@@ -74,8 +74,9 @@ def publish(books: list[Notebook], outcomes: dict[str, dict], options: Options) 
     if shown:
         for path, text in ready.items():
             write(path, text)
-            drawn = options.work / "figures"
-            copy_matching(drawn, paths.PROJECT / "figures", f"{path.name[:2]}_*.png")
+            copy_matching(
+                options.work / "figures", paths.PROJECT / "figures", f"{path.name[:2]}_*.png"
+            )
         if megabytes:
             target = paths.PROJECT / "data/models" / options.labels
             shutil.rmtree(target, ignore_errors=True)
@@ -206,8 +207,8 @@ def blocks(books: list[Notebook]) -> dict[str, str]:
 
 def write_badges() -> None:
     """Write the repository's address of pyproject.toml into badges and bootstrap cells."""
-    pyproject = (paths.PROJECT / "pyproject.toml").read_text(encoding="utf-8")
-    name = re.search(r'^Repository = "https://github.com/([^/]+/[^/".]+)', pyproject, re.M)[1]
+    address = r'^Repository = "https://github.com/([^/]+/[^/".]+)'
+    name = re.search(address, (paths.PROJECT / "pyproject.toml").read_text("utf-8"), re.M)[1]
     place = r'(REPOSITORY = \\?"https://github.com/|colab\.research\.google\.com/github/)'
     for path in [*sorted(paths.PROJECT.glob("notebooks/*.ipynb")), paths.PROJECT / "README.md"]:
         text = path.read_text(encoding="utf-8")

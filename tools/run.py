@@ -36,7 +36,6 @@ MISSING = {
     "TextMissing": "no text",
     "CorporaMissing": "one corpus alone",
 }
-UNTRACKED = ("plots",)  # changes how things look, not what comes out
 AVAILABLE = "available:"  # stands in a stamp for which corpora and models there are
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef)
 EXIT_CODES = {Refused: 2, KeyboardInterrupt: 130}
@@ -45,7 +44,6 @@ EXIT_CODES = {Refused: 2, KeyboardInterrupt: 130}
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; 0: nothing failed, 1: something did, 2: refused, 130: interrupted."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends the kernel too
-    sys.stdout.reconfigure(line_buffering=True)  # a log file shows what runs
     options = parse(arguments)
     try:
         if options.command == "badges":
@@ -127,7 +125,7 @@ def run(books: list[Notebook], options: Options) -> dict[str, dict]:
         if failed or book.number not in wanted:
             outcome["status"] = "earlier" if outcome["status"] == "run" else "not run"
         elif reason := why_stale(book, values[book.name], options):
-            print(f"{book.name:<28} starts ({reason})")
+            print(f"{book.name:<28} starts ({reason})", flush=True)
             outcome = execute(book, values[book.name], options)
             failed = outcome["status"] == "failed"
             print_outcomes({book.name: outcome})
@@ -200,7 +198,8 @@ def made_from(book: Notebook, values: dict, options: Options) -> dict:
     while queue:
         name, *queue = queue
         path = paths.PROJECT / f"helpers/{name}.py"
-        if f"helpers.{name}" not in found and name not in UNTRACKED and path.is_file():
+        # plots change how things look, not what comes out
+        if f"helpers.{name}" not in found and name != "plots" and path.is_file():
             code, imports = parsed(path.read_text(encoding="utf-8"), path.name)
             if name == "corpora":
                 code += re.sub(r" at 0x\w+", "", repr(options.about))  # where a function lies
@@ -381,8 +380,8 @@ def print_outcomes(outcomes: dict[str, dict]) -> None:
     """Print a line for every notebook."""
     for name, outcome in outcomes.items():
         seconds, peak = outcome.get("seconds", "–"), outcome.get("peak_mb", "–")
-        reason = outcome.get("reason", "").splitlines()
-        print(f"{name:<28} {outcome['status']:<8} {seconds:>9} {peak:>8}", *reason, sep="\n    ")
+        row = f"{name:<28} {outcome['status']:<8} {seconds:>9} {peak:>8}"
+        print(row, *outcome.get("reason", "").splitlines(), sep="\n    ", flush=True)
 
 
 if __name__ == "__main__":
