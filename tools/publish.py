@@ -29,6 +29,18 @@ PROGRESS = r"^.*(\d%\||\dit \[).*(\n|$)"  # "12%|███   |" or "12it [00:01,
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
+SUMMARY = {  # model → what README's table calls it
+    "majority": "always the training shares",
+    "cnn": "CNN on mel-spectrograms (notebook 07)",
+    "gru_channel_normalised": "GRU on low-level descriptors (14)",
+    "dnn": "DNN on functionals (10)",
+    "ml_svm": "SVM on functionals (11)",
+    "ml_lda": "LDA with speed perturbation (11)",
+    "average_small": "average of three small models (18)",
+    "average_weighted": "weighted average of all models (18)",
+}
+
+
 class NotPublished(Refused):
     """What was asked to be published can't be."""
 
@@ -196,7 +208,9 @@ def blocks(books: list[Notebook]) -> dict[str, str]:
             metrics.read_predictions(folder), metrics.read_predictions(folder / "comparisons")
         )
         faults = tables.read_table(folder / "evaluation/faults.csv", "faults")
+        rows = tables.read_table(path, "results").set_index(["variant", "model"]).to_dict("index")
         found |= {
+            "summary": macros.summary(SUMMARY, rows),
             "results": text,
             "comparisons": macros.comparisons(compared.to_dict("records")),
             "faults": macros.faults(faults.to_dict("records")),

@@ -13,6 +13,7 @@ import jinja2
 import pandas as pd
 
 from helpers.metrics import METRICS, format_difference, format_uar
+from tools.cards import protocol_cards
 from tools.notebook import Notebook, Options, copy_matching, read_json, write
 
 PACKAGES = ("numpy", "pandas", "scipy", "scikit-learn", "torch", "librosa", "xgboost", "lightgbm")
@@ -51,6 +52,9 @@ def write_report(books: list[Notebook], outcomes: dict[str, dict], options: Opti
     copy_matching(options.work / "figures", folder, "[0-9][0-9]_*.png")
     drawn = sorted(path.name for path in folder.glob("*.png"))
     figures = {book.name: [n for n in drawn if n[:2] == book.number] for book in books}
+    if (options.labelled / "results.csv").is_file():
+        cards = protocol_cards(options.labelled, options.corpus, options.labels)
+        write(options.labelled / "cards.json", cards)
     page = TEMPLATES.get_template("report.html").render(
         record,
         synthetic=options.about.synthetic,
