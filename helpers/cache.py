@@ -16,7 +16,6 @@ import itertools
 import json
 import os
 import sys
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -158,14 +157,13 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     A kill or a full disk in the middle leaves what was there before.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with os.fdopen(descriptor, "wb") as handle:
+        with open(temporary, "wb") as handle:
             write(handle)
-        os.chmod(temporary, 0o644)  # mkstemp makes it private; the work folder may be shared
         os.replace(temporary, path)
     except OSError as error:
-        if error.errno is None or error.filename not in (None, temporary):
+        if error.errno is None or error.filename not in (None, str(temporary)):
             raise  # of what makes the content, not of the disk
         raise OSError(
             error.errno,
@@ -173,7 +171,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             "some space or set SER_WORK to another disk, then run again.",
         ) from error
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def code_hash(module: Path) -> str:

@@ -16,11 +16,9 @@ WA
 ECE, NLL
     expected calibration error (15 bins) and negative log-likelihood: can a probability be trusted?
 
-``METRICS`` declares them once, for tables, report and publishing. Run ``python -m helpers.metrics
-[FOLDER]`` to print the results of a folder of predictions (default: all that are published).
+``METRICS`` declares them once, for tables, report and publishing.
 """
 
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from helpers import corpora, paths, tables
+from helpers import corpora, tables
 
 N_BOOTSTRAP = 2000
 MIN_SPEAKERS = 8  # fewer do not show how much speakers differ: no interval
@@ -291,26 +289,6 @@ def format_difference(row: Mapping) -> str:
     )
 
 
-def main(arguments: list[str]) -> None:
-    """Print the results of folders of predictions, with the ``folds.csv`` that lies there."""
-    published = sorted(paths.PROJECT.glob("data/results/*/*/folds.csv"))
-    for folder in [Path(name) for name in arguments] or [path.parent for path in published]:
-        models = read_predictions(folder)
-        if not models:
-            sys.exit(f"{folder} holds no predictions (*.parquet): give another folder")
-        folds = tables.read_table(folder / "folds.csv", "folds")
-        print(
-            f"{folder}: {folds['utterance_id'].nunique()} utterances, "
-            f"{folds['speaker'].nunique()} speakers, {folds['fold'].nunique()} fold(s). UAR with "
-            "95 % interval over speakers."
-        )
-        table = results_table(models, folds, f"{folder.parent.name} {folder.name}")
-        print(table.drop(columns="protocol").round(4).to_string(index=False))
-        compared = comparisons_table(models, read_predictions(folder / "comparisons"))
-        print("difference: the model minus the run without")
-        print(compared.round(4).to_string(index=False), end="\n\n")
-
-
 def _best_first(table: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values(["variant", "uar"], ascending=[True, False], ignore_index=True)
 
@@ -355,7 +333,3 @@ def _bootstrap_uar(matrices: np.ndarray, seed: int) -> np.ndarray:
 def _interval(draws: np.ndarray) -> tuple[float, float]:
     low, high = np.percentile(draws, [2.5, 97.5])
     return float(low), float(high)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

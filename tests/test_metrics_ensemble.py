@@ -373,7 +373,7 @@ def test_stacking_without_validation_rows_of_an_emotion_gives_it_zero(models):
 
 
 def printed(folder) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "helpers.metrics", str(folder)]
+    command = [sys.executable, "tools/results.py", str(folder)]
     return subprocess.run(command, cwd=paths.PROJECT, capture_output=True, text=True)
 
 

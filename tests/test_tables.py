@@ -128,10 +128,9 @@ def test_table_on_disk_that_breaks_its_schema_is_refused(written):
 
 def test_full_disk_leaves_the_old_table_and_no_rubbish(written, folds, monkeypatch):
     path, before = written
-    real = os.fdopen
 
     def full(*given, **named):
-        handle = real(*given, **named)
+        handle = open(*given, **named)  # noqa: SIM115
 
         class Full(io.BufferedWriter):
             def write(self, content):
@@ -140,7 +139,7 @@ def test_full_disk_leaves_the_old_table_and_no_rubbish(written, folds, monkeypat
 
         return Full(handle.detach())
 
-    monkeypatch.setattr(cache.os, "fdopen", full)
+    monkeypatch.setattr(cache, "open", full, raising=False)
     with pytest.raises(
         OSError, match=r"could not write .*folds.csv: No space left.*untouched.*SER_WORK"
     ) as caught:
