@@ -18,7 +18,7 @@ import gradio as gr
 from matplotlib.figure import Figure
 
 from helpers import artifacts, metrics, plots, predict
-from helpers.artifacts import Average, SavedModel
+from helpers.artifacts import SavedModel
 
 UNSURE_BELOW = 0.4
 LARGEST_UPLOAD = "100mb"
@@ -131,7 +131,7 @@ def follow(
 def describe(model: SavedModel) -> str:
     """Return the card of a model as text (markdown): data, inputs and cross-validated results."""
     card, lines = model.card, []
-    if isinstance(model, Average):
+    if model.members:
         lines.append(f"A weighted average of {len(model.members)} models.")
         for name, member in model.members.items():
             weights = [

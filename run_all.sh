@@ -110,8 +110,8 @@ rm -f "$environment/.ser-unfinished"
 
 export PATH=$environment/bin:$PATH
 case $mode in
-  # Tests that share what is costly to make stay in one process, in order. More than four processes only cost memory.
-  test) exec "$python" -m pytest -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder ${arguments[@]+"${arguments[@]}"} ;;
+  # A file's tests stay in one process, in order: they share what is costly to make. More than four processes only cost memory.
+  test) exec "$python" -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder ${arguments[@]+"${arguments[@]}"} ;;
   results) exec "$python" tools/results.py ;;
   *) exec "$python" tools/run.py ${arguments[@]+"${arguments[@]}"} ;;
 esac

@@ -1,15 +1,17 @@
 """Time the functionals against one librosa call per descriptor and against openSMILE.
 
-Every road begins at the file, with the project's decoder and its trimming of silence, so that all analyse the same
-samples, and ends at one row of numbers. All use as many processes as there are cores. Nothing comes from the cache.
+Every road begins at the file, with the project's decoder and its trimming of silence, so that
+all analyse the same samples, and ends at one row of numbers. All use as many processes as there
+are cores. Nothing comes from the cache.
 
-*One librosa call at a time* is what most notebooks do: each descriptor from the signal ``y``, with the same window, hop
-and FFT, and so with one short-time Fourier transform per descriptor. What librosa lacks (harmonics-to-noise ratio,
-jitter, shimmer, alpha ratio, Hammarberg index, spectral slopes) is left out of it, as are the functionals that need
-voicing, the slope over time and the rhythm of pauses; all of which favours it. F0 comes from ``librosa.pyin``, the only
-one with voicing, without which most of what is said of F0 can't be computed. A row with ``librosa.yin``, which has none and
-so does not give the same descriptors, shows how much of the difference is pYIN's; it has no required ratio.
-"""
+*One librosa call at a time* is what most notebooks do: each descriptor from the signal ``y``,
+with the same window, hop and FFT, and so with one short-time Fourier transform per descriptor.
+What librosa lacks (harmonics-to-noise ratio, jitter, shimmer, alpha ratio, Hammarberg index,
+spectral slopes) is left out of it, as are the functionals that need voicing, the slope over
+time and the rhythm of pauses; all of which favours it. F0 comes from ``librosa.pyin``, the only
+one with voicing, without which most of what is said of F0 can't be computed. A row with
+``librosa.yin``, which has none and so does not give the same descriptors, shows how much of the
+difference is pYIN's; it has no required ratio."""
 
 import sys
 from collections.abc import Callable
@@ -29,7 +31,7 @@ def ours(path: str) -> dict[str, float]:
 
 
 def one_call_each(path: str, voicing: bool) -> np.ndarray:
-    """Compute the descriptors one librosa call at a time, and their statistics; F0 by pYIN if `voicing`, else by YIN."""
+    """Compute descriptors one librosa call at a time; F0 by pYIN if `voicing`, else by YIN."""
     fe = FRONT_END
     y = audio.trim(audio.load(path), fe.trim_db)
     sr, hop = fe.sampling_rate, {"hop_length": fe.hop_length}
@@ -80,7 +82,7 @@ def one_call_each(path: str, voicing: bool) -> np.ndarray:
 
 
 def opensmile_road() -> Callable[[str], np.ndarray] | None:
-    """Return a function that computes the 6,373 functionals of ComParE 2016, or None where openSMILE is not installed."""
+    """Return a function that computes ComParE 2016; None where openSMILE is not installed."""
     if (smile := timing.smile()) is None:
         return None
     return lambda path: smile(

@@ -1,12 +1,13 @@
 """Time the mel-spectrogram images against the usual specshow and savefig.
 
-All roads begin at an audio file, end at a PNG file, and every round writes to an empty folder, in memory where the system has
-such a place: what a disk takes to make a file is nobody's merit, and varies most. *As notebooks do it* loads with
-librosa's defaults, draws as many mel bands as ours with time and mel axes, switches the axes off, saves with a tight box
-and closes the figure, clip after clip in one process. The second row gives the same drawing all cores, as ours has: that
-one carries the required ratio. Clips are stored as 16-bit wav beforehand, the format in which the corpora are released;
-``--as-stored`` leaves them as FLAC or Opus, whose decoding no road can avoid.
-"""
+All roads begin at an audio file, end at a PNG file, and every round writes to an empty folder,
+in memory where the system has such a place: what a disk takes to make a file is nobody's merit,
+and varies most. *As notebooks do it* loads with librosa's defaults, draws as many mel bands as
+ours with time and mel axes, switches the axes off, saves with a tight box and closes the
+figure, clip after clip in one process. The second row gives the same drawing all cores, as ours
+has: that one carries the required ratio. Clips are stored as 16-bit wav beforehand, the format
+in which the corpora are released; ``--as-stored`` leaves them as FLAC or Opus, whose decoding
+no road can avoid."""
 
 import os
 import sys

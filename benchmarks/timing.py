@@ -1,4 +1,5 @@
-"""What the benchmarks share: the clips, timing in turns, the table, and whether the required ratios are met."""
+"""What the benchmarks share: the clips, timing in turns, the table, and whether the required
+ratios are met."""
 
 import argparse
 import functools
@@ -47,7 +48,7 @@ def parser(description: str, clips: int = 100) -> argparse.ArgumentParser:
 
 @functools.cache
 def smile():
-    """Return openSMILE's analyser for the 6,373 functionals of ComParE 2016; None where it is not installed."""
+    """Return openSMILE's analyser for ComParE 2016; None where it is not installed."""
     try:
         import opensmile
     except ImportError:
@@ -66,7 +67,7 @@ def read_clips(corpus: str, n: int) -> pd.DataFrame:
 
 
 def over_clips(compute: Callable, clips: pd.DataFrame, n_jobs: int = N_JOBS) -> Callable[[], None]:
-    """Return a function that calls ``compute(path)`` for every clip, by default in as many processes as there are cores."""
+    """Return a function that calls ``compute(path)`` for every clip, by default on all cores."""
 
     def run():
         joblib.Parallel(n_jobs=n_jobs, batch_size=4)(
@@ -77,10 +78,10 @@ def over_clips(compute: Callable, clips: pd.DataFrame, n_jobs: int = N_JOBS) -> 
 
 
 def in_turns(roads: dict[str, Callable[[], None]], repeats: int) -> pd.DataFrame:
-    """Time every road once in each round, so that what else the machine does falls on all of them alike.
+    """Time every road once in each round, so that other load of the machine falls on all alike.
 
-    The first round is not counted: in it the processes start, import, compile and build their filter banks, and the
-    files come into memory.
+    The first round is not counted: in it processes start, import and compile, and files come into
+    memory.
 
     Returns
     -------
@@ -99,7 +100,7 @@ def in_turns(roads: dict[str, Callable[[], None]], repeats: int) -> pd.DataFrame
 
 
 def report(seconds: pd.DataFrame, clips: pd.DataFrame, required: dict[str, float]) -> bool:
-    """Print each road's speed, and how many times as fast the first one is, as the median of the rounds' ratios.
+    """Print each road's speed, and how many times as fast the first one is (median over rounds).
 
     Parameters
     ----------
@@ -118,8 +119,8 @@ def report(seconds: pd.DataFrame, clips: pd.DataFrame, required: dict[str, float
     audio_s = sum(soundfile.info(path).duration for path in clips["path"])
     ratios = seconds.div(seconds.iloc[:, 0], axis=0)
     print(
-        f"{len(clips)} clips of {audio_s / len(clips):.1f} s, {N_JOBS} processes, median of {len(seconds)} rounds; "
-        f"{processor()}, load {os.getloadavg()[0]:.1f}\n"
+        f"{len(clips)} clips of {audio_s / len(clips):.1f} s, {N_JOBS} processes, "
+        f"median of {len(seconds)} rounds; {processor()}, load {os.getloadavg()[0]:.1f}\n"
     )
     print(f"{'':42}{'clips/s':>9}{'× real time':>13}{'ours is faster':>24}{'required':>10}")
     missed = []

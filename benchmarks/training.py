@@ -1,10 +1,11 @@
 """Time the training of ResNet18 on mel images against torchvision's ImageFolder and DataLoader.
 
-The same images, the same size, the same network, the same optimiser and batches. *ImageFolder* reads, pads and batches each
-image anew in every epoch, in as many workers as there are cores, and computes in float32, as tutorials do. *Ours* reads
-them once into one tensor on the device, and computes in bfloat16 where the device does; the row in float32 shows what is
-left without that. An epoch is timed in each round; starting workers is part of an epoch of ImageFolder, as it is in life.
-"""
+The same images, the same size, the same network, the same optimiser and batches. *ImageFolder*
+reads, pads and batches each image anew in every epoch, in as many workers as there are cores,
+and computes in float32, as tutorials do. *Ours* reads them once into one tensor on the device,
+and computes in bfloat16 where the device does; the row in float32 shows what is left without
+that. An epoch is timed in each round; starting workers is part of an epoch of ImageFolder, as
+it is in life."""
 
 import shutil
 import sys

@@ -1,4 +1,4 @@
-"""Helpers shared by the notebooks: one module, one job. ``README.md`` lists them in reading order."""
+"""Helpers shared by the notebooks: one module, one job (see ``README.md`` in this folder)."""
 
 import os
 import warnings

@@ -28,7 +28,7 @@ from helpers.ensemble import pool, softmax
 VERSION = 1  # of what read_clips computes
 FORMAT = 2  # of the folder
 LONGEST_INPUT = 10_000  # frames or steps; a minute has 6,000 frames of 10 ms
-LARGEST_CARD, LARGEST_FILE = 2**20, 2**31  # bytes
+LARGEST_FILE = 2**31  # bytes
 SAME_PROBABILITY = 1e-3  # of the probe: another processor rounds differently by much less
 
 
@@ -84,14 +84,16 @@ class Input:
     def __call__(self, signal: np.ndarray) -> np.ndarray:
         """Turn a signal, shape ``(n_samples,)`` at 16 kHz, into the input."""
         signal = audio.channel_normalise(signal) if self.channel_normalised else signal
+        match self.kind:
+            case "image":
+                return spectrograms.padded_image(signal, **self.arguments)
+            case "recording":
+                return np.array(list(audio.recording_statistics(signal).values()))
+            case "functionals":
+                row = features.functionals(signal)
+                names = self.arguments.get("columns", row)
+                return np.array([row[name] for name in names], np.float32)
         arguments = dict(self.arguments)
-        if self.kind == "image":
-            return spectrograms.padded_image(signal, **arguments)
-        if self.kind == "recording":
-            return np.array(list(audio.recording_statistics(signal).values()))
-        if self.kind == "functionals":
-            row = features.functionals(signal)
-            return np.array([row[name] for name in arguments.get("columns", row)], np.float32)
         clip = features.clip_descriptors(signal, trim=arguments.pop("trim", True))
         turn_into = features.sequence if self.kind == "sequence" else features.segments
         return turn_into(clip, **arguments)
@@ -122,11 +124,18 @@ def read_clips(
     from helpers import augment  # late: it imports torch, which most processes do without
 
     change = functools.partial(augment.change_speed, speed=speed) if speed != 1 else np.asarray
-    jobs = [(reads, change, u.path, u.start_s, u.end_s) for u in utterances.itertuples()]
+    jobs = utterances[["path", "start_s", "end_s"]].itertuples(index=False, name=None)
     keys = [hash_of(digest, reads.key, float(speed)) for digest in utterances["audio_hash"]]
-    versions = (VERSION, audio.VERSION, features.VERSION, spectrograms.VERSION, augment.VERSION)
-    stored = {"kind": "inputs", "version": versions, "keys": keys}
-    return np.stack(list(map_clips(_read_clip, jobs, **stored, n_jobs=n_jobs, progress=reads.kind)))
+    found = map_clips(
+        functools.partial(_read_clip, reads, change),
+        jobs,
+        kind="inputs",
+        version=(VERSION, audio.VERSION, features.VERSION, spectrograms.VERSION, augment.VERSION),
+        keys=keys,
+        n_jobs=n_jobs,
+        progress=reads.kind,
+    )
+    return np.stack(list(found))
 
 
 def recording_bounds(utterances: pd.DataFrame, ids: pd.Series) -> dict[str, list[float]]:
@@ -150,68 +159,43 @@ def recording_bounds(utterances: pd.DataFrame, ids: pd.Series) -> dict[str, list
 
 
 @dataclass(frozen=True)
-class NetworkPart:
-    """A trained network as arrays.
+class Part:
+    """The weights of one variant; called with inputs, it computes probabilities.
 
     Attributes
     ----------
-    build
-        Its class, one of ``helpers.nets``, or the name of that class.
-    options
-        Keyword arguments of the class.
-    shape
-        Of one input.
-    weights
-        The network's ``state_dict`` as arrays.
+    arrays
+        Of a network, its ``state_dict``; of a linear classifier, what :func:`linear_scores` takes.
+    network
+        Of a network, ``build`` (name of a class of ``helpers.nets``), ``options`` (keyword
+        arguments of the class) and ``shape`` (of one input).
+    n_classes
+        Of a network, number of emotions.
     """
 
-    build: str | type
-    options: dict
-    shape: tuple[int, ...]
-    weights: dict[str, np.ndarray]
+    arrays: dict[str, np.ndarray]
+    network: dict = field(default_factory=dict)
+    n_classes: int = 0
 
-    def describe(self) -> tuple[dict, dict[str, np.ndarray]]:
-        """Return what the card says of it, and its arrays."""
-        name = self.find_class().__name__
-        return {"build": name, "options": self.options, "shape": list(self.shape)}, self.weights
-
-    def find_class(self) -> type:
-        """Return the class of ``helpers.nets``; refuse any other."""
-        from helpers import nets  # late, as torch: processes that read clips need neither
-
-        name = getattr(self.build, "__name__", self.build)
-        found = getattr(nets, name, None)
-        require(
-            isinstance(found, type)
-            and found.__module__ == nets.__name__
-            and self.build in (name, found),
-            f"the network {name!r} is no class of helpers.nets, where it is looked up again: move "
-            "the class to helpers/nets.py",
-        )
-        return found
-
-    def predictor(self, n_classes: int) -> "Predictor":
-        """Build the network; refuse weights that do not fit."""
+    @functools.cached_property
+    def net(self) -> "torch.nn.Module":  # noqa: F821, imported late
+        """The network, in evaluation mode, on the CPU; weights that do not fit are refused."""
         import torch
 
-        build = self.find_class()
-        weights = {name: torch.tensor(value) for name, value in self.weights.items()}
+        weights = {name: torch.tensor(value) for name, value in self.arrays.items()}
+        build = network_class(self.network["build"])
         with torch.device("meta"):  # no memory is taken before the weights were found to fit
-            build(n_classes, self.shape, **self.options).load_state_dict(weights, assign=True)
-        net = build(n_classes, self.shape, **self.options).eval()
-        net.load_state_dict(weights)
-        return Predictor(net)
-
-
-@dataclass(frozen=True)
-class Predictor:
-    """A network in evaluation mode, on the CPU, from arrays to arrays."""
-
-    net: "torch.nn.Module"  # noqa: F821, imported late
+            net = build(self.n_classes, self.network["shape"], **self.network["options"])
+        net.load_state_dict(weights, assign=True)
+        return net.eval()
 
     def __call__(self, inputs: np.ndarray) -> np.ndarray:
         """Compute probabilities, shape ``(n_rows, n_classes)``."""
-        return softmax(self.embed(inputs, "forward").astype(np.float64))
+        if self.network:
+            scores = self.embed(inputs, "forward").astype(np.float64)
+        else:
+            scores = linear_scores(inputs, **self.arrays)
+        return softmax(scores)
 
     def embed(self, inputs: np.ndarray, method: str = "embed") -> np.ndarray:
         """Compute what the network's head reads, shape ``(n_rows, n_dimensions)``."""
@@ -222,60 +206,78 @@ class Predictor:
             return torch.cat(list(batches)).numpy()
 
 
-@dataclass(frozen=True)
-class LinearPart:
-    """A linear classifier behind a scaler, as arrays.
+def network_class(build: str | type) -> type:
+    """Return a class of ``helpers.nets``, or the one of this name; refuse any other."""
+    from helpers import nets  # late, as torch: processes that read clips need neither
 
-    Attributes
+    name = getattr(build, "__name__", build)
+    found = getattr(nets, name, None)
+    require(
+        isinstance(found, type) and found.__module__ == nets.__name__ and build in (name, found),
+        f"the network {name!r} is no class of helpers.nets, where it is looked up again: move the "
+        "class to helpers/nets.py",
+    )
+    return found
+
+
+def linear_scores(
+    inputs: np.ndarray,
+    mean: np.ndarray,
+    scale: np.ndarray,
+    weights: np.ndarray,
+    bias: np.ndarray,
+    limit: np.ndarray,
+) -> np.ndarray:
+    """Compute the scores of a linear classifier behind a scaler.
+
+    Parameters
     ----------
+    inputs : np.ndarray [shape=(n_rows, n_columns)]
     mean, scale : np.ndarray [shape=(n_columns,)]
     weights : np.ndarray [shape=(n_classes, n_columns)]
     bias : np.ndarray [shape=(n_classes,)]
         -inf for classes without training examples.
     limit : np.ndarray [shape=()]
         Scaled values are clipped to ±limit.
+
+    Returns
+    -------
+    np.ndarray [shape=(n_rows, n_classes)]
     """
-
-    mean: np.ndarray
-    scale: np.ndarray
-    weights: np.ndarray
-    bias: np.ndarray
-    limit: np.ndarray = field(default_factory=lambda: np.array(np.inf))
-
-    def describe(self) -> tuple[dict, dict[str, np.ndarray]]:
-        """Return what the card says of it, and its arrays."""
-        return {}, vars(self)
-
-    def predictor(self, n_classes: int) -> "LinearPart":
-        """Return the classifier itself."""
-        return self
-
-    def __call__(self, inputs: np.ndarray) -> np.ndarray:
-        """Compute probabilities, shape ``(n_rows, n_classes)``."""
-        scaled = (inputs.astype(np.float64) - self.mean) / self.scale
-        return softmax(np.clip(scaled, -self.limit, self.limit) @ self.weights.T + self.bias)
-
-
-def answering(variants: list[str], enrolment: list[np.ndarray]) -> str:
-    """Return which variant answers: with enrolment clips the speaker-normalised one, if any."""
-    return "speaker-normalised" if enrolment and "speaker-normalised" in variants else "inductive"
+    scaled = (inputs.astype(np.float64) - mean) / scale
+    return np.clip(scaled, -limit, limit) @ weights.T + bias
 
 
 @dataclass(frozen=True)
 class SavedModel:
-    """What a single model and an average share; both are made by :func:`load`.
+    """A model that :func:`load` returns: a single one, or a weighted average of others.
+
+    An average is p ∝ Π p_k ** (w_k / T), as in ``ensemble.weighted_average``.
 
     Attributes
     ----------
     card
         As it was saved: ``model``, ``emotions``, ``corpus``, ``labels``, ``licence``, ``results``
-        (of its cross-validation), ``recording_statistics``, ``variants``, …
+        (of its cross-validation), ``recording_statistics``, ``variants``, … A single model's
+        ``space`` is what is standardised per speaker and compared with the training clips: the
+        "inputs", or the "embeddings" of the inductive network. An average has ``weights``
+        (variant → member → w) and ``temperature`` (variant → T).
     reads
         What the model, or each member, reads.
+    predictors
+        Of a single model: variant ("inductive", "speaker-normalised") → what computes
+        probabilities.
+    average_speaker
+        Of a single model, in its space, from :func:`average_speaker`; empty if not known.
+    members
+        Of an average: name → model.
     """
 
     card: dict
     reads: list[Input]
+    predictors: dict[str, Part]
+    average_speaker: dict[str, np.ndarray]
+    members: dict[str, "SavedModel"]
 
     @property
     def emotions(self) -> list[str]:
@@ -284,6 +286,14 @@ class SavedModel:
     @property
     def variants(self) -> list[str]:
         return self.card["variants"]
+
+    def answering(self, enrolment: list[np.ndarray]) -> str:
+        """Return which variant answers: with enrolment clips the speaker-normalised one, if any."""
+        return (
+            "speaker-normalised"
+            if enrolment and "speaker-normalised" in self.variants
+            else "inductive"
+        )
 
     def probabilities(
         self, signals: list[np.ndarray], enrolment: list[np.ndarray] = ()
@@ -302,30 +312,15 @@ class SavedModel:
         -------
         np.ndarray [shape=(n_signals, n_emotions)]
         """
-        return self.answer(answering(self.variants, enrolment), signals, enrolment)
-
-
-@dataclass(frozen=True)
-class Artifact(SavedModel):
-    """A single model.
-
-    Attributes
-    ----------
-    card, reads
-        See :class:`SavedModel`. The card's ``space`` is what is standardised per speaker and
-        compared with the training clips: the model's "inputs", or the "embeddings" of its
-        inductive network.
-    predictors
-        Variant ("inductive", "speaker-normalised") → what computes probabilities.
-    average_speaker
-        In that space, from :func:`average_speaker`; empty if not known.
-    """
-
-    predictors: dict[str, "Predictor | LinearPart"]
-    average_speaker: dict[str, np.ndarray]
+        return self.answer(self.answering(enrolment), signals, enrolment)
 
     def answer(self, variant: str, signals: list, enrolment: list) -> np.ndarray:
         """Compute the probabilities of one variant."""
+        if self.members:
+            weights = self.card["weights"][variant]
+            stack = [self.members[name].answer(variant, signals, enrolment) for name in weights]
+            powers = np.array(list(weights.values())) / self.card["temperature"][variant]
+            return pool(np.stack(stack), powers)
         if variant == "inductive":
             return self.predictors[variant](self.read(signals))
         values, known = self.represent(signals), self.represent(enrolment)
@@ -333,53 +328,28 @@ class Artifact(SavedModel):
         return self.predictors[variant](features.normalise_by_enrolment(values, known, mean, std))
 
     def read(self, signals: list[np.ndarray]) -> np.ndarray:
-        """Compute what the model reads of the clips, shape ``(n_signals, ...)``."""
-        contents = [np.asarray(signal, np.float32).tobytes() for signal in signals]
-        return np.stack([_read(self.reads[0].key, content) for content in contents])
+        """Compute what a single model reads of the clips, shape ``(n_signals, ...)``."""
+        return np.stack([_read(self.reads[0].key, s.astype(np.float32).tobytes()) for s in signals])
 
     def represent(self, signals: list[np.ndarray]) -> np.ndarray:
         """Compute the clips in the space of the card, shape ``(n_signals, n_dimensions)``."""
         embedded, values = self.card["space"] == "embeddings", self.read(signals)
         return self.predictors["inductive"].embed(values) if embedded else values
 
-    def distances(self, signals: list[np.ndarray]) -> np.ndarray | None:
-        """Compute how far clips are from the mean of the training clips.
+    def distances(self, signals: list[np.ndarray]) -> np.ndarray:
+        """Compute how far clips are from the mean of the training clips; of an average, the mean.
 
         Returns
         -------
-        np.ndarray [shape=(n_signals,)] or None
-            1 is the 99th percentile of the training clips; None if the model does not know.
+        np.ndarray [shape=(n_signals,)]
+            1 is the 99th percentile of the training clips; NaN if the model does not know.
         """
-        if not self.average_speaker:
-            return None
-        return _distances(self.represent(signals), self.average_speaker) / self.card["distance_p99"]
-
-
-@dataclass(frozen=True)
-class Average(SavedModel):
-    """A weighted average of models: p ∝ Π p_k ** (w_k / T), as in ``ensemble.weighted_average``.
-
-    Attributes
-    ----------
-    card, reads
-        See :class:`SavedModel`. The card's ``weights`` are variant → member → w, its
-        ``temperature`` is variant → T.
-    members
-        Name → model.
-    """
-
-    members: dict[str, Artifact]
-
-    def answer(self, variant: str, signals: list, enrolment: list) -> np.ndarray:
-        """Compute the probabilities of one variant."""
-        weights, temperature = (self.card[name][variant] for name in ("weights", "temperature"))
-        stack = [self.members[name].answer(variant, signals, enrolment) for name in weights]
-        return pool(np.stack(stack), np.array(list(weights.values())) / temperature)
-
-    def distances(self, signals: list[np.ndarray]) -> np.ndarray | None:
-        """Compute the mean distance over the members; see :meth:`Artifact.distances`."""
-        members = [member for member in self.members.values() if member.average_speaker]
-        return np.mean([m.distances(signals) for m in members], axis=0) if members else None
+        found = []
+        for model in [self, *self.members.values()]:
+            if model.average_speaker:
+                far = _distances(model.represent(signals), model.average_speaker)
+                found.append(far / model.card["distance_p99"])
+        return np.mean(found, axis=0) if found else np.full(len(signals), np.nan)
 
 
 def average_speaker(
@@ -413,7 +383,7 @@ def average_speaker(
 
 def save(
     folder: Path,
-    parts: dict[str, NetworkPart | LinearPart],
+    parts: dict[str, Part],
     reads: Input,
     about: dict,
     values: np.ndarray | None = None,
@@ -455,13 +425,13 @@ def save(
     if reads.kind == "functionals":
         columns = {"columns": list(features.functionals(probe_signal()))}
         reads = replace(reads, arguments=columns | reads.arguments)
-    card = about | {"input": asdict(reads), "variants": list(parts), "space": space, "parts": {}}
-    arrays = {}
-    for variant, part in parts.items():
-        card["parts"][variant], arrays[variant] = part.describe()
+    card = about | {"input": asdict(reads), "variants": list(parts), "space": space}
+    card["parts"] = {variant: part.network for variant, part in parts.items()}
+    contents = {f"{v}.safetensors": _tensors(part.arrays) for v, part in parts.items()}
     if values is not None and values.ndim == 2:
-        arrays["average_speaker"], card["distance_p99"] = average_speaker(values, speakers)
-    return _write(folder, card, {f"{name}.safetensors": _tensors(a) for name, a in arrays.items()})
+        average, card["distance_p99"] = average_speaker(values, speakers)
+        contents["average_speaker.safetensors"] = _tensors(average)
+    return _write(folder, card, contents)
 
 
 def save_average(
@@ -501,25 +471,38 @@ def save_average(
     for name, place in members.items():
         cards.append(load(place).card)
         contents |= {f"{name}/{own}": content for own, content in _read_files(place).items()}
-    shared = {"corpus", "labels", "emotions", "licence", "recording_statistics"} & cards[0].keys()
-    card = {name: cards[0][name] for name in sorted(shared)} | about
-    card |= {"members": list(members), "weights": weights, "temperature": temperature}
-    return _write(folder, card | {"variants": list(weights)}, contents)
+    own = {
+        "members": list(members),
+        "variants": list(weights),
+        "weights": weights,
+        "temperature": temperature,
+    }
+    shared = cards[0].keys() & {"corpus", "labels", "emotions", "licence", "recording_statistics"}
+    return _write(folder, {name: cards[0][name] for name in sorted(shared)} | about | own, contents)
 
 
-def load(folder: Path) -> Artifact | Average:
+def load(folder: Path, key: str | None = None) -> SavedModel:
     """Load a model.
+
+    Parameters
+    ----------
+    folder
+        Of the model.
+    key
+        What the card's ``key`` has to be, if that matters.
 
     Raises
     ------
     Refused
         If there is no ``card.json``; if a file is missing, was changed, is not named by the card or
-        does not hold what the card says; if the network is no class of ``helpers.nets``; or if the
-        model answers the probe differently than when it was saved.
+        does not hold what the card says; if the network is no class of ``helpers.nets``; if the
+        model answers the probe differently than when it was saved; or if its key is another one.
     """
     try:
-        present = (Path(folder) / "card.json").is_file()
-        require(present, "it holds no card.json: give the folder of a model")
+        require(
+            (Path(folder) / "card.json").is_file(),
+            "it holds no card.json: give the folder of a model",
+        )
         contents = _read_files(folder)
         card = json.loads(contents.pop("card.json"))
         require(
@@ -527,10 +510,21 @@ def load(folder: Path) -> Artifact | Average:
             f"its card has the format {card['format']}, this version reads {FORMAT}: train the "
             "model again, or use the version of the project that saved it",
         )
+        require(key in (None, card.get("key")), "it was made of other data or settings")
         wrong = dict(_hashes(contents).items() ^ card["files"].items())
         require(not wrong, f"these files were changed, added or removed: {', '.join(wrong)}")
         model = _build(card, contents)
-        _check_probe(model)
+        found, expected = _probe(model), card["probe"]
+        changed = dict(card["versions"].items() - _versions().items())
+        require(
+            found.keys() == expected.keys()
+            and np.allclose([*found.values()], [*expected.values()], 0, SAME_PROBABILITY),
+            f"it answers the probe differently than when it was saved ({found}, expected "
+            f"{expected}). Versions that differ: "
+            f"{changed or 'none, so the features or the network changed'}. "
+            "Install the versions of its card, or train it again",
+        )
+        return model
     except Refused as refusal:
         raise Refused(f"{folder}: refused, {refusal}") from None
     except Exception as error:  # a damaged file makes libraries raise anything
@@ -538,15 +532,6 @@ def load(folder: Path) -> Artifact | Average:
             f"{folder}: refused, it does not hold what its card says ({type(error).__name__}: "
             f"{str(error)[:300]})"
         ) from error
-    return model
-
-
-def is_made_of(folder: Path, key: str) -> bool:
-    """Return whether a folder holds a model that can be loaded and whose card has this ``key``."""
-    try:
-        return load(folder).card.get("key") == key
-    except Refused:
-        return False
 
 
 def probe_signal() -> np.ndarray:
@@ -583,25 +568,10 @@ def _distances(values: np.ndarray, average: dict[str, np.ndarray]) -> np.ndarray
 
 
 def _probe(model: SavedModel) -> dict[str, list[float]]:
-    return {variant: _answers(model, variant) for variant in ["inductive", *model.variants]}
-
-
-def _answers(model: SavedModel, variant: str) -> list[float]:
-    """Compute the probe of a variant; the halves of the signal are the enrolment."""
+    """Compute the probe of each variant; the halves of the signal are the enrolment."""
     signal = probe_signal()
-    return model.answer(variant, [signal], np.split(signal, 2))[0].round(6).tolist()
-
-
-def _check_probe(model: SavedModel) -> None:
-    found, expected = _probe(model), model.card["probe"]
-    changed = dict(model.card["versions"].items() - _versions().items())
-    require(
-        found.keys() == expected.keys()
-        and np.allclose([found[v] for v in expected], [*expected.values()], 0, SAME_PROBABILITY),
-        f"it answers the probe differently than when it was saved ({found}, expected {expected}). "
-        f"Versions that differ: {changed or 'none, so the features or the network changed'}. "
-        "Install the versions of its card, or train it again",
-    )
+    given = [signal], np.split(signal, 2)
+    return {v: model.answer(v, *given)[0].round(6).tolist() for v in ["inductive", *model.variants]}
 
 
 def _versions() -> dict[str, str]:
@@ -624,11 +594,11 @@ def _read_files(folder: Path) -> dict[str, bytes]:
     """Read all files of a folder; refuse links, large files and other kinds."""
     contents = {}
     for path in sorted(Path(folder).rglob("[!.]*")):
-        limit = LARGEST_CARD if path.name == "card.json" else LARGEST_FILE
         known = path.is_dir() or path.name == "card.json" or path.suffix == ".safetensors"
         require(
-            known and not path.is_symlink() and path.stat().st_size <= limit,
-            f"{path.name} is no .safetensors file, a link, or larger than {limit} bytes",
+            known and not path.is_symlink() and path.stat().st_size <= LARGEST_FILE,
+            f"{path} is no .safetensors file, a link, or larger than {LARGEST_FILE} bytes: give "
+            "the folder of a model",
         )
         if path.is_file():
             contents[path.relative_to(folder).as_posix()] = path.read_bytes()
@@ -641,9 +611,7 @@ def _write(folder: Path, card: dict, contents: dict[str, bytes]) -> Path:
 
     card |= {"format": FORMAT, "sampling_rate": audio.SAMPLING_RATE, "files": _hashes(contents)}
     card |= {"versions": _versions(), "probe": _probe(_build(card, contents))}
-    usual = ("", ".json", ".safetensors", ".skops")  # the last one of older models
-    strange = [path.name for path in folder.rglob("[!.]*") if path.suffix not in usual]
-    require(not strange, f"{folder} holds {strange[:5]}, so it is no model: give another folder")
+    _read_files(folder)  # refuses what is no model
     shutil.rmtree(folder, ignore_errors=True)
     for name, content in (contents | {"card.json": json.dumps(card, indent=1).encode()}).items():
         write_atomically(folder / name, lambda handle, content=content: handle.write(content))
@@ -651,7 +619,7 @@ def _write(folder: Path, card: dict, contents: dict[str, bytes]) -> Path:
     return folder
 
 
-def _build(card: dict, contents: dict[str, bytes], place: str = "") -> Artifact | Average:
+def _build(card: dict, contents: dict[str, bytes], place: str = "") -> SavedModel:
     """Make a model of its card and files; refuse a card that does not fit."""
     emotions = card["emotions"]
     require(
@@ -660,18 +628,15 @@ def _build(card: dict, contents: dict[str, bytes], place: str = "") -> Artifact 
         f"{audio.SAMPLING_RATE} Hz, and different emotions in the order of the model's outputs, "
         f"which is the project's: {emotion_order(emotions)}",
     )
-    if "members" in card:
-        members = {}
-        for name in card["members"]:
-            own = json.loads(contents[f"{name}/card.json"])
-            require(own["emotions"] == emotions, f"its member {name} has other emotions")
-            members[name] = _build(own, contents, f"{name}/")
-        return Average(card, [member.reads[0] for member in members.values()], members)
-    predictors, average = {}, {}
-    for variant, about in card["parts"].items():
+    members, predictors = {}, {}
+    for name in card.get("members", []):
+        own = json.loads(contents[f"{name}/card.json"])
+        require(own["emotions"] == emotions, f"its member {name} has other emotions")
+        members[name] = _build(own, contents, f"{name}/")
+    for variant, about in card.get("parts", {}).items():
         arrays = safetensors.numpy.load(contents[f"{place}{variant}.safetensors"])
-        part = NetworkPart(**about, weights=arrays) if about else LinearPart(**arrays)
-        predictors[variant] = part.predictor(len(emotions))
-    if content := contents.get(f"{place}average_speaker.safetensors"):
-        average = safetensors.numpy.load(content)
-    return Artifact(card, [Input(**card["input"])], predictors, average)
+        predictors[variant] = Part(arrays, about, len(emotions))
+    average = contents.get(f"{place}average_speaker.safetensors")
+    average = safetensors.numpy.load(average) if average else {}
+    reads = [member.reads[0] for member in members.values()] or [Input(**card["input"])]
+    return SavedModel(card, reads, predictors, average, members)

@@ -8,6 +8,7 @@ files of a corpus are only read, never written.
 
 import functools
 import hashlib
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -27,11 +28,10 @@ MIN_DURATION_S = 0.2  # shorter clips hold no syllable
 LONG_DURATION_S = 60.0  # longer ones are conversations, not utterances
 TRIM_DB = 40.0  # leading and trailing frames this far below the loudest frame are silence
 SILENT_DBFS = -60.0  # a clip whose loudest frame is below this holds no speech
-PIECE_S = 7.0  # longer clips are cut for models whose cost grows with the square of the duration
-PIECE_OVERLAP_S = 1.0  # so that no syllable is cut in two by both pieces
 # of a channel-normalised signal: its loudest 32 ms, its noise floor, the upper end of its band
 LEVEL_DBFS, FLOOR_DBFS, TOP_HZ = -20.0, -60.0, 7_000.0
 KEPT_PAUSE_S = 0.3  # shorter pauses are part of how something is spoken
+HAS_SILERO = importlib.util.find_spec("silero_vad") is not None
 AUDIO_SUFFIXES = {".wav", ".flac", ".opus", ".ogg", ".mp3", ".aiff", ".aif", ".au"}
 
 
@@ -71,7 +71,7 @@ def load(
         If there is no such file.
     """
     signal, native_rate, *_ = _decode(path, start_s, end_s)
-    return remove_offset(_resample(signal, native_rate, sampling_rate))
+    return remove_offset(soxr.resample(signal, native_rate, sampling_rate))
 
 
 def remove_offset(signal: np.ndarray) -> np.ndarray:
@@ -109,7 +109,7 @@ def measure(path: str | Path, start_s: float | None = None, end_s: float | None 
             "clipped_share": np.nan,
             "quality": f"unusable: {str(error).splitlines()[0]}",
         }
-    resampled = remove_offset(_resample(signal, native_rate, SAMPLING_RATE))
+    resampled = remove_offset(soxr.resample(signal, native_rate, SAMPLING_RATE))
     level = 20 * np.log10(frame_rms(resampled).max() + 1e-10)
     clipped = float(np.mean(np.abs(signal) >= 0.999))
     duration = len(signal) / native_rate
@@ -122,7 +122,6 @@ def measure(path: str | Path, start_s: float | None = None, end_s: float | None 
         f"sampled at {native_rate} Hz: nothing above {native_rate // 2} Hz": native_rate
         < SAMPLING_RATE,
     }
-    faults = [text for text, found in possible.items() if found]
     return {
         "duration_s": duration,
         "audio_hash": hash_samples(resampled),
@@ -131,7 +130,7 @@ def measure(path: str | Path, start_s: float | None = None, end_s: float | None 
         "peak_dbfs": float(20 * np.log10(np.abs(signal).max() + 1e-10)),
         "level_dbfs": float(level),
         "clipped_share": clipped,
-        "quality": "; ".join(faults) or "ok",
+        "quality": "; ".join(text for text, found in possible.items() if found) or "ok",
     }
 
 
@@ -148,8 +147,8 @@ def measure_all(utterances: pd.DataFrame, n_jobs: int = -1) -> pd.DataFrame:
     Returns
     -------
     pd.DataFrame
-        The columns of :func:`measure`, rows in the order of `utterances`. The quality of clips
-        whose decoded audio is the same names the other clips.
+        The columns of :func:`measure`, rows in the order of `utterances`. Where the decoded audio
+        of clips is the same, the quality of each names the clip before it (of the first: the last).
     """
     clips = list(zip(utterances["path"], utterances["start_s"], utterances["end_s"], strict=True))
     texts = map_clips(
@@ -162,7 +161,11 @@ def measure_all(utterances: pd.DataFrame, n_jobs: int = -1) -> pd.DataFrame:
         progress="audio",
     )
     table = pd.DataFrame([json.loads(text.item()) for text in texts])
-    return table.assign(quality=_with_same_audio(table, utterances["utterance_id"].tolist()))
+    ids = utterances["utterance_id"].reset_index(drop=True)
+    alike = ids.groupby(table["audio_hash"].replace("", np.nan))  # unreadable clips are in no group
+    other = alike.shift().fillna(alike.transform("last"))
+    repeated = (table["quality"] + "; same audio as " + other).str.removeprefix("ok; ")
+    return table.assign(quality=repeated.where(other.notna() & (other != ids), table["quality"]))
 
 
 def channel_normalise(signal: np.ndarray) -> np.ndarray:
@@ -237,38 +240,26 @@ def voice_activity(signal: np.ndarray, method: str = "auto") -> np.ndarray:
     signal
         At ``SAMPLING_RATE``.
     method
-        "silero": a small network that was trained to detect speech (Silero VAD, 2021; its package
-        includes the weights). "energy": frames within ``TRIM_DB`` of the loudest one, for quiet
-        rooms. "auto": silero where it is installed, else energy.
+        "auto": a small network that was trained to detect speech (Silero VAD, 2021; its package
+        includes the weights). "energy", and where that package is not installed: frames within
+        ``TRIM_DB`` of the loudest one, for quiet rooms.
 
     Returns
     -------
     np.ndarray [shape=(n_parts, 2), int]
         First sample of each part and the one after its last, in order, not overlapping; pauses
         shorter than ``KEPT_PAUSE_S`` belong to a part. No rows where nobody speaks.
-
-    Raises
-    ------
-    ModuleNotFoundError
-        If silero is asked for and not installed.
     """
-    detector = _silero() if method in ("auto", "silero") else None
-    if method == "silero" and detector is None:
-        raise ModuleNotFoundError(
-            "silero-vad is not installed: pip install silero-vad, or use method='energy'"
-        )
-    if detector is not None:
-        found = [(part["start"], part["end"]) for part in detector(signal)]
+    if HAS_SILERO and method == "auto":
+        found = [(part["start"], part["end"]) for part in _silero()(signal)]
         parts = np.array(found, int).reshape(-1, 2)
     else:
         rms = frame_rms(signal)
         loud = rms > max(rms.max() * 10 ** (-TRIM_DB / 20), 10 ** (SILENT_DBFS / 20))
         parts = np.flatnonzero(np.diff(loud, prepend=False, append=False)).reshape(-1, 2) * 160
-    if not len(parts):
-        return parts
-    long_pause = parts[1:, 0] - parts[:-1, 1] >= KEPT_PAUSE_S * SAMPLING_RATE
-    first, last = np.append(True, long_pause), np.append(long_pause, True)
-    return np.stack([parts[first, 0], parts[last, 1]], axis=1).clip(0, len(signal))
+    kept = np.flatnonzero(parts[1:, 0] - parts[:-1, 1] < KEPT_PAUSE_S * SAMPLING_RATE)
+    starts, stops = np.delete(parts[:, 0], kept + 1), np.delete(parts[:, 1], kept)
+    return np.stack([starts, stops], axis=1).clip(0, len(signal))
 
 
 def speech_only(signal: np.ndarray, parts: np.ndarray, margin_s: float = 0.1) -> np.ndarray:
@@ -282,39 +273,6 @@ def speech_only(signal: np.ndarray, parts: np.ndarray, margin_s: float = 0.1) ->
     stops = np.minimum(parts[:, 1] + margin, [*middles, len(signal)])
     kept = [signal[i:j] for i, j in zip(starts, stops, strict=True)]
     return np.concatenate(kept) if kept else signal
-
-
-def pieces(
-    n_samples: int, longest_s: float = PIECE_S, overlap_s: float = PIECE_OVERLAP_S
-) -> list[slice]:
-    """Cut a long clip into as few overlapping pieces of equal length as possible, evenly spread.
-
-    Parameters
-    ----------
-    n_samples
-        Of the clip, at ``SAMPLING_RATE``.
-    longest_s, overlap_s
-        Length of a piece and least overlap of neighbours, in seconds.
-
-    Returns
-    -------
-    list of slice
-        One for a clip that is not too long. Every sample of the clip is in at least one piece.
-
-    Raises
-    ------
-    ValueError
-        If the overlap is not shorter than a piece.
-    """
-    if not 0 <= overlap_s < longest_s:
-        raise ValueError(
-            f"pieces of {longest_s} s can't overlap by {overlap_s} s: give an overlap of at least "
-            "0 and less than a piece"
-        )
-    length, overlap = round(longest_s * SAMPLING_RATE), round(overlap_s * SAMPLING_RATE)
-    count = max(-(-(n_samples - overlap) // (length - overlap)), 1)
-    starts = np.linspace(0, max(n_samples - length, 0), count).round().astype(int).tolist()
-    return [slice(start, min(start + length, n_samples)) for start in starts]
 
 
 def frame_rms(signal: np.ndarray, frame_length: int = 512, hop_length: int = 160) -> np.ndarray:
@@ -340,51 +298,28 @@ def play(signal: np.ndarray, sampling_rate: int = SAMPLING_RATE) -> None:
 
 
 @functools.cache
-def _silero() -> functools.partial | None:
-    """Return Silero's detector of speech in a signal; None where the package is not installed."""
+def _silero() -> functools.partial:
+    """Return Silero's detector of speech in a signal."""
     import torch  # late: it takes seconds, and most of this module does not need it
 
     threads = torch.get_num_threads()
-    try:
-        import silero_vad
-    except ModuleNotFoundError:
-        return None
-    finally:
-        torch.set_num_threads(threads)  # importing it sets them to one, for the whole process
-    # sequence=True: the same answers in a sixth of the time, without a loop over frames
-    model = silero_vad.load_silero_vad(sequence=True)
-    detect = silero_vad.get_speech_timestamps_sequence
-    return functools.partial(detect, model=model, sampling_rate=SAMPLING_RATE)
+    import silero_vad
+
+    torch.set_num_threads(threads)  # importing it set them to one, for the whole process
+    return functools.partial(  # of sequences: in a sixth of the time, without a loop over frames
+        silero_vad.get_speech_timestamps_sequence,
+        model=silero_vad.load_silero_vad(sequence=True),
+        sampling_rate=SAMPLING_RATE,
+    )
 
 
 def _file_key(path: str, start_s: float, end_s: float) -> str:
-    stat = Path(path).stat() if path and Path(path).is_file() else None
+    stat = Path(path).stat() if Path(path).is_file() else None
     return hash_of(str(path), stat and stat.st_mtime_ns, stat and stat.st_size, start_s, end_s)
 
 
 def _measured(path: str, start_s: float, end_s: float) -> np.ndarray:
     return np.array(json.dumps(measure(path, start_s, end_s)))
-
-
-def _with_same_audio(table: pd.DataFrame, ids: list[str]) -> list[str]:
-    """Return the quality of clips; that of clips whose decoded audio is the same names the others.
-
-    Parameters
-    ----------
-    table
-        With ``audio_hash`` and ``quality``, a row per clip.
-    ids
-        Of the rows.
-    """
-    quality = table["quality"].tolist()
-    repeated = table["audio_hash"].duplicated(keep=False) & (table["audio_hash"] != "")
-    for same in table[repeated].groupby("audio_hash").groups.values():
-        for i in same:
-            others = [ids[j] for j in same[:11] if j != i][:10]  # there may be thousands
-            more = f" and {len(same) - 11} more" if len(same) > 11 else ""
-            before = "" if quality[i] == "ok" else f"{quality[i]}; "
-            quality[i] = f"{before}same audio as {', '.join(others)}{more}"
-    return quality
 
 
 def _decode(
@@ -400,8 +335,8 @@ def _decode(
     try:
         with soundfile.SoundFile(path) as file:
             rate = file.samplerate
-            begin = 0 if start_s is None or np.isnan(start_s) else round(start_s * rate)
-            stop = file.frames if end_s is None or np.isnan(end_s) else round(end_s * rate)
+            begin = 0 if pd.isna(start_s) else round(start_s * rate)
+            stop = file.frames if pd.isna(end_s) else round(end_s * rate)
             if begin >= file.frames > 0:
                 raise ValueError(
                     f"{path.name} is {file.frames / rate:.2f} s long, but a part from "
@@ -411,8 +346,11 @@ def _decode(
             signal = file.read(max(stop - begin, 0), dtype="float32", always_2d=True)
             # libsndfile's own remarks: a wav whose header promises more data, an unfinished ogg
             remarks = file.extra_info.lower()
-            unfinished = "(should be" in remarks or "end-of-stream" in remarks
-            short = unfinished or stop > file.frames + 0.1 * rate
+            short = (
+                "(should be" in remarks
+                or "end-of-stream" in remarks
+                or stop > file.frames + 0.1 * rate
+            )
     except soundfile.LibsndfileError as error:
         raise ValueError(
             f"{path.name} can't be decoded ({error.error_string.rstrip('.')}; "
@@ -422,11 +360,4 @@ def _decode(
         raise ValueError(f"{path.name} holds no samples")
     if n_bad := int((~np.isfinite(signal)).sum()):
         raise ValueError(f"{path.name} holds {n_bad} NaN or infinite samples")
-    mono = signal.mean(axis=1) if signal.shape[1] > 1 else signal[:, 0]
-    return mono, rate, signal.shape[1], short
-
-
-def _resample(signal: np.ndarray, native_rate: int, sampling_rate: int) -> np.ndarray:
-    if native_rate != sampling_rate:
-        signal = soxr.resample(signal, native_rate, sampling_rate).astype(np.float32)
-    return signal
+    return signal.mean(axis=1), rate, signal.shape[1], short

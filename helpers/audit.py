@@ -13,19 +13,17 @@ It is also a command, for tables of any origin::
 import argparse
 import gzip
 import json
-import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from sklearn.neighbors import NearestNeighbors
+from sklearn.neighbors import kneighbors_graph
 from sklearn.preprocessing import StandardScaler
 
-from helpers import audio, features
-from helpers.cache import map_clips
+from helpers import audio, cache, features
 
+VERSION = 1  # raise it when a change of this module changes how two clips compare
 LEVELS = ("fault", "warning", "not checked", "ok")
 STEPS = ("transform", "fit", "augment", "stop", "select", "start")
 # column of utterances whose values must not be on two sides → what they are, in words
@@ -36,7 +34,7 @@ APART = {
     "audio_hash": "recordings (same decoded audio)",
     "parent_id": "augmented copies and their parents",
 }
-OPTIONAL = ("group", "sentence", "parent_id", "audio_hash")  # each makes a check possible
+OPTIONAL = ("group", "sentence", "parent_id", "audio_hash", "emotion")  # each allows a check
 SYNONYMS = {
     "training": "train",
     "val": "validation",
@@ -53,9 +51,10 @@ ARGUMENTS = {
         "type": Path,
         "help": "table (csv or parquet): fold and role, or one fold number per utterance",
     },
-    "--audio": {"type": Path, "metavar": "ROOT", "help": "folder of the recordings: find copies"},
+    "--audio": {"type": Path, "metavar": "ROOT", "help": "folder of column path: find copies"},
     "--record": {"type": Path, "metavar": "RUN.json", "help": "what each step of training saw"},
     "--names": {
+        "type": lambda pair: pair.split("=", 1)[::-1],
         "nargs": "*",
         "default": [],
         "metavar": "OURS=YOURS",
@@ -67,16 +66,11 @@ SHORTEST_S = 0.6  # of common audio; shorter stretches of two vowels can be alik
 SAME = 0.75  # correlation; on RAVDESS copies are above 0.88, the same sentence repeated below 0.6
 N_NEIGHBOURS = 3  # enough for 426 of 440 changed copies among the 1,440 clips of RAVDESS
 # families of functionals that hardly change with level, codec and bandwidth
-STABLE = ("pitch", "voice quality", "chroma", "moving together")
+STABLE = ("pitch", "voice quality", "chroma", "LLD correlations")
 
 
-@dataclass(frozen=True)
-class Finding:
-    """The result of one check: ``level`` is one of ``LEVELS``."""
-
-    level: str
-    check: str
-    text: str
+# the result of one check; its level is one of LEVELS
+Finding = namedtuple("Finding", "level check text")
 
 
 def audit_folds(folds: pd.DataFrame, utterances: pd.DataFrame) -> list[Finding]:
@@ -85,35 +79,32 @@ def audit_folds(folds: pd.DataFrame, utterances: pd.DataFrame) -> list[Finding]:
     Parameters
     ----------
     folds
-        ``utterance_id, fold, role`` (train, validation, test), and ``emotion`` if it is known.
+        ``utterance_id, fold, role`` (train, validation, test), and ``emotion`` if it is here.
         Where test rows alone are listed, a fold's training rows are all others, as when each
         utterance has one fold number.
     utterances
         ``utterance_id, speaker``, and what of ``OPTIONAL`` there is: ``group`` of people who talk
-        with each other, ``sentence``, ``audio_hash``, and ``parent_id``, the utterance that an
-        augmented row was made from (empty for originals). Speakers are taken from here, not from
-        the folds table, so that a mistake made there shows.
+        with each other, ``sentence``, ``audio_hash``, ``emotion``, and ``parent_id``, the utterance
+        that an augmented row was made from (empty for originals). Speakers are taken from here, not
+        from the folds table, so that a mistake made there shows.
 
     Returns
     -------
     list of Finding
         One per check; see :func:`require_clean`.
     """
-    twice = utterances["utterance_id"].duplicated()
-    known = utterances.filter(items=["speaker", *OPTIONAL])
-    known = known.columns[(known.notna() & (known.astype(str) != "")).any()].tolist()
-    rows = _divided(folds.filter(items=["utterance_id", "emotion", "fold", "role"])).merge(
-        utterances.loc[~twice, ["utterance_id", *known]], on="utterance_id", how="left"
-    )
-    if "parent_id" in rows:
-        rows["parent_id"] = rows["parent_id"].replace("", np.nan).fillna(rows["utterance_id"])
-    lost = rows["speaker"].isna()
+    rows = _divided(folds.filter(items=["utterance_id", "emotion", "fold", "role"]))
+    wanted = ["utterance_id", *sorted({"speaker", *OPTIONAL} - set(rows))]
+    given = utterances.filter(items=wanted).replace("", np.nan).dropna(axis=1, how="all")
+    twice = given["utterance_id"].duplicated()
+    rows = rows.merge(given[~twice], on="utterance_id", how="left")
+    lost, missing = rows["speaker"].isna(), sorted(set(OPTIONAL) - set(rows))
     findings = [
         _finding(
             twice.any(),
             "listed once",
             f"{twice.sum()} utterances are listed more than once, e.g. "
-            f"{_some(utterances.loc[twice, 'utterance_id'])}",
+            f"{_some(given.loc[twice, 'utterance_id'])}",
             "every utterance is listed once",
         ),
         _finding(
@@ -123,22 +114,24 @@ def audit_folds(folds: pd.DataFrame, utterances: pd.DataFrame) -> list[Finding]:
             f"{_some(rows.loc[lost, 'utterance_id'])}",
             "every row of the folds is a known utterance",
         ),
+        _finding(
+            missing,
+            "columns",
+            f"the utterances have no {', '.join(missing)}: what these would show was not checked",
+            "every column that a check needs is there",
+            "not checked",
+        ),
     ]
     if "group" in rows and (rows["group"] == rows["speaker"]).all():
         del rows["group"]  # lone speakers
+    # with a single speaker (or group) left, validation rows can only be its own: make_folds warns
+    units = rows.get("group", rows["speaker"]).where(rows["role"] != "test")
+    is_alone = units.groupby(rows["division"]).transform("nunique") == 1
+    rows["side"] = rows["side"].mask(is_alone & (rows["role"] == "validation"), "train")
+    checks = {"sentence": _shared_sentences, "emotion": _missing_emotions}
     findings += [_apart(rows, column, what) for column, what in APART.items() if column in rows]
-    if "sentence" in rows:
-        findings.append(_shared_sentences(rows))
-    if missing := [column for column in OPTIONAL if column not in known]:
-        findings.append(
-            Finding(
-                "not checked",
-                "columns",
-                f"the utterances have no {', '.join(missing)}: what these would show was not "
-                "checked",
-            )
-        )
-    return [*findings, _classes(rows), *_sizes(rows)]
+    findings += [check(rows) for column, check in checks.items() if column in rows]
+    return findings + _sizes(rows)
 
 
 def near_duplicates(utterances: pd.DataFrame, n_jobs: int = -1) -> pd.DataFrame:
@@ -164,57 +157,31 @@ def near_duplicates(utterances: pd.DataFrame, n_jobs: int = -1) -> pd.DataFrame:
         ``first``, ``second`` (ids), ``correlation`` (``SAME`` to 1), ``shift_s`` (how much later
         the common audio begins in the first).
     """
-    measured = audio.measure_all(utterances, n_jobs)
-    clips = utterances.assign(audio_hash=measured["audio_hash"].to_numpy())
-    clips = clips[(measured["duration_s"] >= SHORTEST_S).to_numpy()].reset_index(drop=True)
+    measured = audio.measure_all(utterances, n_jobs).set_index(utterances.index)
+    is_long = measured["duration_s"] >= SHORTEST_S
+    clips = utterances.assign(audio_hash=measured["audio_hash"])[is_long]
     pairs = np.empty((0, 2), int)
     if len(clips) > 1:
         table = features.functionals_table(clips, n_jobs=n_jobs)
         stable = table.loc[:, table.columns.map(features.family).isin(STABLE)]
         values = StandardScaler().fit_transform(stable).clip(-3, 3)
-        search = NearestNeighbors(n_neighbors=min(N_NEIGHBOURS, len(clips) - 1)).fit(values)
-        pairs = np.transpose(search.kneighbors_graph().nonzero())
-        pairs = np.unique(np.sort(pairs, axis=1), axis=0)
-    places, ids = clips[["path", "start_s", "end_s"]].to_numpy(), clips["utterance_id"].to_numpy()
-    jobs = np.concatenate([places[pairs[:, 0]], places[pairs[:, 1]]], axis=1).tolist()
-    compared = map_clips(_compare, jobs, n_jobs=n_jobs, progress="near-duplicates")
-    found = pd.DataFrame(ids[pairs], columns=["first", "second"])
+        graph = kneighbors_graph(values, min(N_NEIGHBOURS, len(clips) - 1))
+        pairs = np.unique(np.sort(np.transpose(graph.nonzero()), axis=1), axis=0)
+    places, hashes = clips[["path", "start_s", "end_s"]].to_numpy(), clips["audio_hash"].to_numpy()
+    compared = cache.map_clips(
+        _compare,
+        np.concatenate([places[pairs[:, 0]], places[pairs[:, 1]]], axis=1).tolist(),
+        kind="duplicates",
+        version=(audio.VERSION, VERSION),
+        keys=list(map(cache.hash_of, hashes[pairs[:, 0]], hashes[pairs[:, 1]])),
+        n_jobs=n_jobs,
+        progress="near-duplicates",
+    )
+    found = pd.DataFrame(clips["utterance_id"].to_numpy()[pairs], columns=["first", "second"])
     found[["correlation", "shift_s"]] = np.reshape(list(compared), (-1, 2)).astype(float)
-    found = found[found["correlation"] >= SAME]
-    return found.sort_values("correlation", ascending=False, ignore_index=True)
-
-
-def correlation(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
-    """Return the correlation of two waveforms, 250 to 3,300 Hz, at their best alignment.
-
-    Parameters
-    ----------
-    first, second : np.ndarray [shape=(n_samples,), float32]
-        At ``audio.SAMPLING_RATE``.
-
-    Returns
-    -------
-    correlation
-        0 to 1, without sign, since a reversed plug makes no other recording. Compared are stretches
-        of at least ``SHORTEST_S`` that hold a quarter of the energy of each signal.
-    shift_s
-        How much later the common audio begins in the first, in seconds.
-    """
-    # here, since it takes a second to load
-    from scipy.signal import butter, correlate, correlation_lags, sosfiltfilt
-
-    band = butter(4, [250, 3300], "bandpass", fs=audio.SAMPLING_RATE, output="sos")
-    one, other = sosfiltfilt(band, np.pad(first, 400)), sosfiltfilt(band, np.pad(second, 400))
-    shifts = correlation_lags(len(one), len(other))
-    begin, end = np.maximum(shifts, 0), np.minimum(shifts + len(other), len(one))
-    energies = [np.concatenate([[0.0], np.cumsum(np.square(x))]) for x in (one, other)]
-    common = energies[0][end] - energies[0][begin]
-    other_common = energies[1][end - shifts] - energies[1][begin - shifts]
-    enough = (common > energies[0][-1] / 4) & (other_common > energies[1][-1] / 4)
-    enough &= end - begin >= SHORTEST_S * audio.SAMPLING_RATE
-    alike = np.abs(correlate(one, other, method="fft")) / np.sqrt(common * other_common + 1e-20)
-    best = np.where(enough, alike, 0).argmax()
-    return float(alike[best] * enough[best]), float(shifts[best] / audio.SAMPLING_RATE)
+    return found[found["correlation"] >= SAME].sort_values(
+        "correlation", ascending=False, ignore_index=True
+    )
 
 
 def audit_near_duplicates(folds: pd.DataFrame, pairs: pd.DataFrame) -> Finding:
@@ -259,22 +226,23 @@ def audit_inputs(inputs: np.ndarray, variant: str, speakers: np.ndarray) -> list
         checked.
     speakers : np.ndarray [shape=(n_utterances,)]
     """
-    if inputs.ndim != 2 or len(inputs) < 20 or inputs.dtype.kind not in "fiu":
-        return []  # texts can't be scaled
-    per_speaker = all(_standardised(inputs[speakers == s]) for s in np.unique(speakers)[:4])
-    inductive = variant == "inductive"
-    faults = {
-        "the inputs were standardised over each speaker's rows, test speakers included: call the "
-        "variant speaker-normalised": inductive and per_speaker,
-        "the inputs were standardised over all rows, test rows included: put the scaler into the "
-        "pipeline, where it is fitted on training rows": inductive
-        and not per_speaker
-        and _standardised(inputs),
-        "the variant is speaker-normalised, but the inputs are not standardised per "
-        "speaker": variant == "speaker-normalised" and not per_speaker,
-    }
-    fine = [Finding("ok", "scaling", "inputs were not scaled over all rows")] if inductive else []
-    return [Finding("fault", "scaling", text) for text in faults if faults[text]] or fine
+    expected = {"inductive": "no rows", "speaker-normalised": "the rows of each speaker"}
+    is_table = inputs.ndim == 2 and len(inputs) >= 20 and inputs.dtype.kind in "fiu"  # no texts
+    if variant not in expected or not is_table:
+        return []
+    found = "all rows, test rows included" if _standardised(inputs) else "no rows"
+    if all(_standardised(inputs[speakers == s]) for s in np.unique(speakers)[:4]):
+        found = "the rows of each speaker"
+    return [
+        _finding(
+            found != expected[variant],
+            "scaling",
+            f"the inputs are standardised over {found}; expected of the variant {variant}: over "
+            f"{expected[variant]}. Put a scaler into the pipeline, where it is fitted on training "
+            "rows, or call the variant what it is",
+            f"the inputs are standardised over {found}",
+        )
+    ]
 
 
 def audit_record(record: dict, folds: pd.DataFrame) -> list[Finding]:
@@ -296,8 +264,8 @@ def audit_record(record: dict, folds: pd.DataFrame) -> list[Finding]:
     ValueError
         If the record has folds that the table has not, or steps of other names.
     """
-    tested, by_fold = folds[folds["role"] == "test"], record["folds"]
-    test = tested.groupby(tested["fold"].astype(str))["utterance_id"].apply(set)
+    by_fold, tested = record["folds"], folds[folds["role"] == "test"]
+    test = tested.groupby(tested["fold"].astype(str))["utterance_id"].agg(set)
     taken = set().union(*by_fold.values()) - {"notes"}
     if not set(map(str, by_fold)) <= set(test.index) or not taken <= set(STEPS):
         raise ValueError(
@@ -305,7 +273,17 @@ def audit_record(record: dict, folds: pd.DataFrame) -> list[Finding]:
             f"{sorted(taken)}; expected the folds {sorted(test.index)} with steps of "
             f"{', '.join(STEPS)}"
         )
-    findings = []
+    named = [saw.get(step, []) for saw in by_fold.values() for step in taken]
+    unknown = sorted(set().union(*named) - set(folds["utterance_id"]))
+    findings = [
+        _finding(
+            unknown,
+            "known rows",
+            f"the run record names {len(unknown)} utterances that are not in the folds table, e.g. "
+            f"{_some(pd.Series(unknown))}",
+            "every utterance of the run record is in the folds table",
+        )
+    ]
     for step in sorted(taken | set(STEPS[1:]), key=STEPS.index):
         seen = {fold: test[str(fold)] & set(saw.get(step, [])) for fold, saw in by_fold.items()}
         where = ", ".join(f"{fold} ({len(ids)})" for fold, ids in seen.items() if ids)
@@ -347,7 +325,7 @@ def read_division(path: Path, names: dict[str, str] | None = None) -> pd.DataFra
         A table (csv or parquet) with ``utterance_id`` and either ``fold`` and ``role``, or ``role``
         alone (one division), or one ``fold`` number per utterance: the fold in which it is tested.
     names
-        Our name → the table's, where they differ.
+        The table's name → ours, where they differ.
 
     Returns
     -------
@@ -355,13 +333,13 @@ def read_division(path: Path, names: dict[str, str] | None = None) -> pd.DataFra
         ``utterance_id, fold, role``, and ``emotion`` if it is there.
     """
     table = _read(path, names or {}, ["utterance_id"])
-    if "fold" not in table and "role" not in table:
+    if not {"fold", "role"} & set(table):
         raise ValueError(
             f"{path} has the columns {list(table.columns)}: a division needs fold, role, or both. "
             "Name yours with --names, e.g. fold=split"
         )
-    table = table.assign(fold=table.get("fold", 1), role=table.get("role", "test"))
-    table["role"] = table["role"].astype(str).str.lower().replace(SYNONYMS)
+    role = table.get("role", pd.Series("test", table.index)).astype(str).str.lower()
+    table = table.assign(fold=table.get("fold", 1), role=role.replace(SYNONYMS))
     if strange := set(table["role"]) - {"train", "validation", "test"}:
         raise ValueError(
             f"{path}: the roles {sorted(strange)[:5]} are none of train, validation, test"
@@ -385,13 +363,14 @@ def read_records(path: Path) -> list[dict]:
 def main(arguments: list[str] | None = None) -> int:
     """Audit a division of utterances into folds.
 
-    Returns 0 if it is clean, 1 on a fault, 2 if the tables can't be used.
+    Returns 0 if it is clean, 1 on a fault; exits with 2 if the tables can't be used.
     """
     parser = argparse.ArgumentParser(
         prog="python -m helpers.audit",
         description=main.__doc__,
         epilog="utterances: utterance_id, speaker and, as far as known, group, sentence, "
-        "audio_hash, parent_id (what an augmented copy was made from), emotion, path. folds: see "
+        "audio_hash, parent_id (what an augmented copy was made from), emotion, and path for --audio. "
+        "folds: see "
         "helpers.audit.read_division; may be the same file. A run record is described in "
         "helpers.audit.audit_record.",
     )
@@ -399,29 +378,20 @@ def main(arguments: list[str] | None = None) -> int:
         parser.add_argument(name, **settings)
     options = parser.parse_args(arguments)
     try:
-        utterances, folds, findings = _audit(options)
+        findings = _audit(options)
     except (ValueError, OSError) as error:
-        print(f"the audit could not be made: {error}", file=sys.stderr)
-        return 2
+        parser.exit(2, f"the audit could not be made: {error}\n")
     for finding in sorted(findings, key=lambda finding: LEVELS.index(finding.level)):
-        level = finding.level.upper().replace("OK", "ok")
-        print(f"{level:<12} {finding.check}: {finding.text}")
-    bad = sum(f.level in LEVELS[: 2 if options.strict else 1] for f in findings)
-    print(
-        f"\n{len(utterances)} utterances, {utterances['speaker'].nunique()} speakers, "
-        f"{folds['fold'].nunique()} fold(s): "
-        + (f"{bad} fault(s); results on this division are inflated" if bad else "no fault")
-    )
+        print(f"{finding.level.upper():<12} {finding.check}: {finding.text}")
+    bad = sum(finding.level in LEVELS[: 1 + options.strict] for finding in findings)
+    print(f"\n{bad} fault(s); results on this division are inflated" if bad else "\nno fault")
     return int(bad > 0)
 
 
-def _audit(options: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame, list[Finding]]:
-    names = dict(name.split("=", 1) for name in options.names)
+def _audit(options: argparse.Namespace) -> list[Finding]:
+    names = dict(options.names)
     utterances = _read(options.utterances, names, ["utterance_id", "speaker"])
     folds = read_division(options.folds, names)
-    if "emotion" not in folds:
-        emotions = utterances.filter(["utterance_id", "emotion"]).drop_duplicates("utterance_id")
-        folds = folds.merge(emotions, on="utterance_id", how="left")
     sound = Finding(
         "not checked",
         "sound",
@@ -430,18 +400,16 @@ def _audit(options: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame, lis
     )
     if options.audio:
         utterances = _located(utterances, options.audio)
-        if "audio_hash" not in utterances:
-            utterances["audio_hash"] = audio.measure_all(utterances)["audio_hash"]
         sound = audit_near_duplicates(folds, near_duplicates(utterances))
     findings = [*audit_folds(folds, utterances), sound]
     for record in read_records(options.record) if options.record else []:
-        label = f"{record['variant']}, " if "variant" in record else ""
-        findings += [replace(f, check=label + f.check) for f in audit_record(record, folds)]
-    return utterances, folds, findings
+        label = record.get("variant", "record")
+        findings += [f._replace(check=f"{label}, {f.check}") for f in audit_record(record, folds)]
+    return findings
 
 
-def _finding(bad: object, check: str, fault: str, fine: str) -> Finding:
-    return Finding("fault", check, fault) if bad else Finding("ok", check, fine)
+def _finding(bad: object, check: str, text: str, fine: str, level: str = "fault") -> Finding:
+    return Finding(level, check, text) if bad else Finding("ok", check, fine)
 
 
 def _some(values: pd.Series) -> str:
@@ -454,56 +422,32 @@ def _divided(folds: pd.DataFrame) -> pd.DataFrame:
     A fold is a division whose sides are roles. Where test rows alone are listed, there is one
     division whose sides are folds.
     """
-    if set(folds["role"]) == {"test"}:
-        return folds.assign(division="all", side=folds["fold"].map("fold {}".format))
-    return folds.assign(division=folds["fold"], side=folds["role"])
+    division, side = "fold " + folds["fold"].astype(str), folds["role"]
+    if set(side) == {"test"}:
+        division, side = "", division
+    return folds.assign(division=division, side=side)
 
 
 def _apart(rows: pd.DataFrame, column: str, what: str) -> Finding:
     """Find values of a column that are on two sides of a fold."""
-    known = rows[rows[column].notna() & (rows[column] != "")].assign(is_test=rows["side"] == "test")
-    sides = known.groupby(["division", column], sort=False, as_index=False).agg(
-        sides=("side", "nunique"), is_test=("is_test", "any")
-    )
-    # with a single speaker (or group) left, validation rows can only be its own: make_folds warns
-    unit = "group" if "group" in rows else "speaker"
-    left = rows[rows["side"] != "test"].groupby("division")[unit].nunique()
-    excused = (sides["sides"] > 1) & ~sides["is_test"] & (column in ("speaker", "group"))
-    excused &= sides["division"].isin(left[left == 1].index)
-    split = sides[(sides["sides"] > 1) & ~excused]
-    if split.empty and excused.any():
-        return Finding(
-            "warning",
-            what,
-            f"in {excused.sum()} fold(s) a single one is left for training, and validation rows "
-            "come from it: what is chosen on them is optimistic",
-        )
-    concerned = rows[rows["role"] == "test"].merge(split, on=["division", column], how="left")
-    shown = split[column].unique()[:3]
-    ids = known[known[column].isin(shown)].groupby(column)["utterance_id"].unique()
-    examples = "; ".join(
-        f"{value} ({', '.join(ids[value][:2])}{', …' if len(ids[value]) > 2 else ''})"
-        for value in shown
-    )
+    values = rows[column].fillna(rows["utterance_id"])  # of an original: it is its own parent
+    apart = rows[rows.groupby(["division", values])["side"].transform("nunique") > 1]
+    share = rows.index[rows["role"] == "test"].isin(apart.index).mean()
+    ids = apart.groupby(values, sort=False)["utterance_id"].unique()
+    examples = "; ".join(f"{value} ({', '.join(own[:2])})" for value, own in ids.head(3).items())
     return _finding(
-        len(split),
+        len(apart),
         what,
-        f"{what} on two sides of a fold: {split[column].nunique()}, which concerns "
-        f"{concerned['sides'].notna().mean():.0%} of the test rows, e.g. {examples}",
+        f"{what} on two sides of a fold: {len(ids)}, which concerns {share:.0%} of the test rows, "
+        f"e.g. {examples}",
         f"no {what} on two sides of a fold",
     )
 
 
 def _shared_sentences(rows: pd.DataFrame) -> Finding:
-    shares = []
-    for _, division in rows[rows["sentence"].fillna("") != ""].groupby("division"):
-        is_test = division["side"] == "test"
-        trained = division.loc[division["side"] == "train", "sentence"]
-        shared = division.loc[is_test, "sentence"].isin(trained)
-        if not is_test.any():
-            shared = division.groupby("sentence")["side"].transform("nunique") > 1
-        shares.append(shared.mean())
-    share = float(np.nanmean(shares))
+    known = rows[rows["sentence"].notna() & (rows["role"] != "validation")]
+    shared = known.groupby(["division", "sentence"])["side"].transform("nunique") > 1
+    share = shared[known["role"] == "test"].groupby(known["division"]).mean().mean()
     return Finding(
         "warning" if share > 0.05 else "ok",
         "shared sentences",
@@ -511,52 +455,47 @@ def _shared_sentences(rows: pd.DataFrame) -> Finding:
     )
 
 
-def _classes(rows: pd.DataFrame) -> Finding:
-    if "emotion" not in rows:
-        return Finding(
-            "not checked",
-            "classes",
-            "emotions are not known: whether one is missing in a fold was not checked",
-        )
-    counts = rows.groupby(["division", "side", "emotion"]).size().unstack("emotion", fill_value=0)
-    gaps = counts[(counts == 0).any(axis=1)]
-    text = "; ".join(
-        f"fold {division} {side}: {', '.join(gaps.columns[row == 0])}".removeprefix("fold all ")
-        for (division, side), row in gaps.head(5).iterrows()
-    )
-    return Finding(
-        "warning" if len(gaps) else "ok",
+def _missing_emotions(rows: pd.DataFrame) -> Finding:
+    counts = pd.crosstab([rows["division"], rows["side"]], rows["emotion"]).stack()
+    gaps = counts.index[counts == 0].map(" ".join).str.strip()
+    return _finding(
+        len(gaps),
         "classes",
-        f"emotions missing: {text}" if text else "every emotion is in every part of every fold",
+        f"emotions missing in {len(gaps)} part(s) of folds: {_some(gaps)}",
+        "every emotion is in every part of every fold",
+        "warning",
     )
 
 
-def _sizes(rows: pd.DataFrame) -> Iterator[Finding]:
-    """Yield findings on the size of folds, missing roles, and how often utterances are tested."""
-    test = rows[rows["role"] == "test"]
-    sizes = test.groupby("fold").size().reindex(rows["fold"].unique(), fill_value=0)
-    small = sizes[sizes < sizes.mean() / 2]
-    yield Finding(
-        "warning" if len(small) or sizes.max() > 4 * sizes.min() else "ok",
-        "fold sizes",
-        f"test parts have {sizes.min()} to {sizes.max()} utterances"
-        + (f"; much smaller than others: fold {_some(small.index)}" if len(small) else ""),
-    )
-    tested = test.groupby("utterance_id").size().reindex(rows["utterance_id"].unique())
-    once, never = (tested == 1).sum(), tested.isna().sum()
-    yield Finding(
-        "ok" if once == len(tested) else "warning",
-        "test rows",
-        f"{once} of {len(tested)} utterances are tested exactly once, "
-        f"{len(tested) - once - never} more than once, {never} never",
-    )
-    if "validation" not in set(rows["role"]):
-        yield Finding(
-            "warning",
+def _sizes(rows: pd.DataFrame) -> list[Finding]:
+    """Return findings on the size of folds, how often rows are tested, and validation rows."""
+    test, n_folds = rows[rows["role"] == "test"], rows["fold"].nunique()
+    sizes = test["fold"].value_counts().reindex(rows["fold"].unique(), fill_value=0)
+    times = test["utterance_id"].value_counts().reindex(rows["utterance_id"].unique(), fill_value=0)
+    once, never = (times == 1).sum(), (times == 0).sum()
+    validated = rows.loc[rows["side"] == "validation", "fold"].nunique()
+    return [
+        Finding(
+            "warning" if sizes.min() < sizes.mean() / 2 else "ok",
+            "fold sizes",
+            f"test parts have {sizes.min()} to {sizes.max()} utterances, fewest in fold "
+            f"{sizes.idxmin()}",
+        ),
+        Finding(
+            "ok" if once == len(times) else "warning",
+            "test rows",
+            f"{once} of {len(times)} utterances are tested exactly once, "
+            f"{len(times) - once - never} more than once, {never} never",
+        ),
+        _finding(
+            validated < n_folds,
             "validation rows",
-            "there are none: what was stopped, chosen or calibrated, if anything, was so by "
-            "training or by test rows",
-        )
+            f"{n_folds - validated} of {n_folds} folds have no validation speakers of their own: "
+            "what was stopped, chosen or calibrated there, if anything, is optimistic",
+            "every fold has validation speakers of its own",
+            "warning",
+        ),
+    ]
 
 
 def _standardised(values: np.ndarray) -> bool:
@@ -576,46 +515,62 @@ def _read(path: Path, names: dict[str, str], needed: list[str]) -> pd.DataFrame:
         )
     except ValueError as error:
         raise ValueError(f"{path} can't be read as a table: {error}") from None
-    table = table.rename(columns={theirs: ours for ours, theirs in names.items()})
-    if missing := sorted(set(needed) - set(table)):
+    table = table.rename(columns=names)
+    empty = table.reindex(columns=needed).replace("", np.nan).isna().any()
+    if table.empty or empty.any():
         raise ValueError(
-            f"{path} has the columns {list(table.columns)}, without {', '.join(missing)}. Name "
-            f"yours with --names, e.g. {missing[0]}=file"
-        )
-    empty = (table[needed].isna() | (table[needed].astype(str) == "")).any()
-    if empty.any():
-        raise ValueError(
-            f"{path}: {', '.join(empty.index[empty])} has empty cells; every row needs one"
+            f"{path} has {len(table)} rows with the columns {list(table.columns)}; each row needs "
+            f"{', '.join(needed)}. Missing or with empty cells: {list(empty.index[empty])}. Name "
+            f"your columns with --names, e.g. {needed[0]}=file"
         )
     return table
 
 
 def _located(utterances: pd.DataFrame, root: Path) -> pd.DataFrame:
-    """Find each recording: ``path`` below the root, or a file named as the last part of an id."""
-    places = {}
-    for path in filter(audio.is_audio, sorted(root.rglob("*"))):
-        places.setdefault(path.stem, []).append(path)
-
-    def find(name: str) -> list[Path]:
-        named = places.get(Path(name).name) or places.get(Path(name).stem, [])
-        return [root / name] if (root / name).is_file() else named
-
-    wanted = utterances.get("path", utterances["utterance_id"]).map(str)
-    found = wanted.map(find)
-    bad = wanted[found.map(len) != 1]
-    if len(bad):
+    """Find each recording: ``path`` below the root, or a file of the utterance's name."""
+    names = utterances.get("path", utterances["utterance_id"]).map(str)
+    found = names.map(lambda name: root / name)
+    lost = names[~found.map(Path.is_file)]
+    if len(lost):
         raise FileNotFoundError(
-            f"{len(bad)} of {len(wanted)} recordings are not under {root}, or more than once: "
-            f"{_some(bad)}: give a column path, and the folder that it counts from, or files whose "
-            "names are the ids"
+            f"{len(lost)} of {len(names)} recordings are not under {root}: {_some(lost)}. Expected "
+            "is a column path, counted from that folder; name yours with --names, e.g. path=file"
         )
     times = utterances.reindex(columns=["start_s", "end_s"]).apply(pd.to_numeric)
-    return utterances.assign(path=found.str[0].map(str), **times)
+    placed = utterances.assign(path=found.map(str), **times)
+    return placed.assign(audio_hash=audio.measure_all(placed)["audio_hash"])
 
 
-def _compare(path: str, start_s: float, end_s: float, *other) -> tuple[float, float]:
-    return correlation(audio.load(path, start_s, end_s), audio.load(*other))
+def _compare(path: str, start_s: float, end_s: float, *other) -> np.ndarray:
+    """Compare two clips, 250 to 3,300 Hz, at their best alignment.
+
+    Returns
+    -------
+    np.ndarray [shape=(2,)]
+        The correlation, 0 to 1, without sign, since a reversed plug makes no other recording; and
+        how much later the common audio begins in the first, in seconds. Compared are stretches of
+        at least ``SHORTEST_S`` that hold a quarter of the energy of each signal.
+    """
+    # here, since it takes a second to load
+    from scipy.signal import butter, correlate, correlation_lags, sosfiltfilt
+
+    band = butter(4, [250, 3300], "bandpass", fs=audio.SAMPLING_RATE, output="sos")
+    one = sosfiltfilt(band, np.pad(audio.load(path, start_s, end_s), 400))
+    other = sosfiltfilt(band, np.pad(audio.load(*other), 400))
+    shifts = correlation_lags(len(one), len(other))
+    begin, end = np.maximum(shifts, 0), np.minimum(shifts + len(other), len(one))
+    energies = [np.concatenate([[0.0], np.cumsum(np.square(x))]) for x in (one, other)]
+    common = energies[0][end] - energies[0][begin]
+    other_common = energies[1][end - shifts] - energies[1][begin - shifts]
+    enough = (
+        (common > energies[0][-1] / 4)
+        & (other_common > energies[1][-1] / 4)
+        & (end - begin >= SHORTEST_S * audio.SAMPLING_RATE)
+    )
+    alike = np.abs(correlate(one, other, method="fft")) / np.sqrt(common * other_common + 1e-20)
+    best = np.where(enough, alike, 0).argmax()
+    return np.array([alike[best] * enough[best], shifts[best] / audio.SAMPLING_RATE])
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -11,9 +11,8 @@ There are two places to augment, for training rows only:
 
 import hashlib
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -21,7 +20,7 @@ import soxr
 import torch
 
 from helpers import audio, features, spectrograms
-from helpers.cache import fetch, hash_of, map_clips, source_of
+from helpers.cache import fetch, hash_of, map_clips
 
 VERSION = 1  # raise it when a change of this module changes results
 # Name → class of audiomentations and what it may draw.
@@ -65,7 +64,11 @@ def augment(
     ValueError
         If a name is unknown.
     """
-    _check(names)
+    if not names or set(names) - {*TRANSFORMS, "none"}:
+        raise ValueError(
+            f"unknown transforms {sorted(set(names) - {*TRANSFORMS, 'none'})}: choose of "
+            f"{', '.join(TRANSFORMS)}, none"
+        )
     import audiomentations  # late: importing it takes a second, and most notebooks do not augment
 
     states = random.getstate(), np.random.get_state()  # noqa: NPY002
@@ -104,9 +107,7 @@ def change_speed(signal: np.ndarray, speed: float) -> np.ndarray:
     ----------
     T. Ko et al., "Audio augmentation for speech recognition", Interspeech 2015.
     """
-    if speed != 1:
-        signal = soxr.resample(signal, audio.SAMPLING_RATE, audio.SAMPLING_RATE / speed)
-    return signal.astype(np.float32, copy=False)
+    return soxr.resample(signal, audio.SAMPLING_RATE, audio.SAMPLING_RATE / speed)
 
 
 def shift_images(batch: torch.Tensor, shift: int, generator: torch.Generator) -> torch.Tensor:
@@ -146,18 +147,16 @@ def shift_images(batch: torch.Tensor, shift: int, generator: torch.Generator) ->
 class Copies:
     """Augmented copies of a corpus as inputs of a network: another copy of each clip in each epoch.
 
-    Copies are made when they are first needed, and stored; :meth:`make` makes them all beforehand,
-    in parallel. A copy has its parent's id, so it is in the same role of the same fold, and only
-    copies of training rows are used.
+    Copies are made when they are first needed, and stored; :meth:`stored` makes those of an epoch
+    beforehand, in parallel. A copy has its parent's id, so it is in the same role of the same fold,
+    and only copies of training rows are used.
 
     Attributes
     ----------
     utterances
         With ``utterance_id``, ``path``, ``start_s``, ``end_s``, ``audio_hash``.
-    represent
-        Turns a signal, shape ``(n_samples,)`` at 16 kHz, into an input whose shape does not depend
-        on the signal: an ``artifacts.Input``, or a function (a ``functools.partial``) that takes
-        ``trim=False`` for a signal that is trimmed already.
+    reads
+        Turns a signal into an input: an image, a sequence or segments.
     names
         Transforms to draw one from; a name that is given twice is drawn twice as often.
     seed
@@ -165,23 +164,14 @@ class Copies:
     """
 
     utterances: pd.DataFrame = field(compare=False)
-    represent: Callable[..., np.ndarray]
+    reads: "artifacts.Input"  # noqa: F821, artifacts uses this module
     names: tuple[str, ...] = ("none", "noise", "shift", "pitch", "speed")
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        _check(self.names)
-
     def recipe(self) -> str:
         """Return a hash of everything a copy depends on, besides its epoch and the code."""
-        what, clips = self.represent, self.utterances[["utterance_id", "audio_hash"]]
-        how = asdict(what) if is_dataclass(what) else source_of(what)
-        return hash_of(clips.to_numpy(str), how, self.names, self.seed, TRANSFORMS)
-
-    def make(self, n_epochs: int, n_jobs: int = -1) -> None:
-        """Make the copies of the first epochs, in parallel; stored ones are not made again."""
-        for number in range(n_epochs):
-            self._stored(number, n_jobs)
+        clips = self.utterances[["utterance_id", "audio_hash"]].to_numpy(str)
+        return hash_of(clips, asdict(self.reads), self.names, self.seed, TRANSFORMS)
 
     def epoch(self, number: int, ids: np.ndarray) -> np.ndarray:
         """Return one epoch's copies of some clips, shape ``(n_clips, ...)``.
@@ -198,23 +188,13 @@ class Copies:
                 f"that copies are made of, e.g. {np.asarray(ids)[rows < 0][:5].tolist()}: give all "
                 "of utterances.parquet"
             )
-        return self._stored(number)["inputs"][rows]
+        return self.stored(number)["inputs"][rows]
 
-    def table(self, number: int) -> pd.DataFrame:
-        """Return one epoch's copies for the audit.
+    def stored(self, number: int, n_jobs: int = 1) -> dict[str, np.ndarray]:
+        """Return one epoch's copies of all clips: ``inputs``, and the ``transform`` of each."""
 
-        Returns
-        -------
-        pd.DataFrame
-            ``utterance_id`` (of the copy), ``parent_id`` and ``transform``.
-        """
-        parents = self.utterances["utterance_id"].astype(str)
-        ids, drawn = parents + f"#{number + 1}", self._stored(number)["transform"]
-        return pd.DataFrame({"utterance_id": ids, "parent_id": parents, "transform": drawn})
-
-    def _stored(self, number: int, n_jobs: int = 1) -> dict[str, np.ndarray]:
         def make() -> dict[str, np.ndarray]:
-            seed, how = f"{self.seed}, {number}, ", (self.represent, self.names)
+            seed, how = f"{self.seed}, {number}, ", (self.reads, self.names)
             clips = self.utterances.itertuples()
             jobs = ((u.path, u.start_s, u.end_s, seed + u.utterance_id, *how) for u in clips)
             copies = map_clips(_copy, jobs, n_jobs=n_jobs, progress=f"copies, epoch {number + 1}")
@@ -226,7 +206,12 @@ class Copies:
 
 
 def _copy(
-    path: str, start_s: float, end_s: float, seed: str, represent: Callable, names: tuple
+    path: str,
+    start_s: float,
+    end_s: float,
+    seed: str,
+    reads: "artifacts.Input",  # noqa: F821
+    names: tuple,
 ) -> tuple[np.ndarray, str]:
     """Return a copy of a clip, and the transform that was drawn.
 
@@ -236,18 +221,7 @@ def _copy(
     digest = hashlib.sha256(f"str:{len(seed)}:{seed!r}".encode()).hexdigest()
     changed, name = augment(audio.trim(signal), names, int(digest[:8], 16))
     if name == "none":
-        return represent(signal), name
-    if is_dataclass(represent):  # an artifacts.Input
-        represent = replace(represent, arguments={**represent.arguments, "trim": False})
-    else:
-        represent = partial(represent, trim=False)
+        return reads(signal), name
     # what a shift filled up with zeros is cut off: frames 100 dB below the loudest one
-    return represent(audio.trim(changed, 100.0)), name
-
-
-def _check(names: Sequence[str]) -> None:
-    if not names or set(names) - {*TRANSFORMS, "none"}:
-        raise ValueError(
-            f"unknown transforms {sorted(set(names) - {*TRANSFORMS, 'none'})}: choose of "
-            f"{', '.join(TRANSFORMS)}, none"
-        )
+    untrimmed = replace(reads, arguments=reads.arguments | {"trim": False})
+    return untrimmed(audio.trim(changed, 100.0)), name

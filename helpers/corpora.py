@@ -4,12 +4,10 @@ Every corpus is one frozen :class:`Corpus` record, so adding a corpus means addi
 without a record is a user's own folder of audio (see :func:`read_folder`).
 """
 
-import calendar
 import hashlib
 import os
 import re
 import tempfile
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -104,9 +102,7 @@ class Corpus:
         Fold → speakers (or groups of speakers) to test, where folds were published.
     sexes
         Function that returns a speaker's sex.
-    stems
-        All file names of the release without suffix, where they follow a rule.
-    url, md5, size_mb
+    url, md5
         The release as one zip archive, where there is one.
     manual
         How to get the corpus.
@@ -129,10 +125,8 @@ class Corpus:
     label_counts: dict = field(default_factory=dict)
     folds: dict = field(default_factory=dict)
     sexes: Callable[[str], str] = lambda speaker: "unknown"
-    stems: tuple = ()
     url: str = ""
     md5: str = ""
-    size_mb: int = 0
     manual: str = ""
     reader: Callable[[Path], pd.DataFrame] | None = None
     members: tuple[str, ...] = ()
@@ -199,27 +193,24 @@ def download_release(corpus: Corpus, root: Path) -> Path:
     """
     import pooch  # here, since its progress bar warns where a notebook has no widgets
 
-    print(f"{corpus.title}: downloading {corpus.size_mb} MB to {root.parent} ({corpus.licence})")
-    archive = pooch.retrieve(
-        corpus.url,
-        known_hash=f"md5:{corpus.md5}",
-        path=root.parent,
-        fname=f"{corpus.name}.zip",
-        progressbar=True,
-    )
-    with (
-        tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{corpus.name}.") as place,
-        zipfile.ZipFile(archive) as file,
-    ):
+    print(f"{corpus.title}: downloading to {root.parent} ({corpus.licence})")
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{corpus.name}.") as place:
         unpacked = Path(place, corpus.name)
-        file.extractall(unpacked)
-        for info in file.infolist():  # fingerprint is the same after a second download
-            seconds = calendar.timegm((*info.date_time, 0, 0, 0))
-            os.utime(unpacked / info.filename, (seconds, seconds))
+        files = pooch.retrieve(
+            corpus.url,
+            known_hash=f"md5:{corpus.md5}",
+            path=root.parent,
+            fname=f"{corpus.name}.zip",
+            processor=pooch.Unzip(extract_dir=unpacked),
+            progressbar=True,
+        )
+        for file in files:
+            os.utime(file, (10**9, 10**9))  # fingerprint is the same after a second download
         if root.is_dir():
             root.rmdir()  # empty; some systems do not rename onto a folder
         unpacked.rename(root)
-    os.unlink(archive)
+    root.with_suffix(".zip").unlink()
     return root
 
 
@@ -269,37 +260,41 @@ def index(name: str, root: Path | None = None) -> pd.DataFrame:
             f"{corpus.title}: none of the {len(files)} audio files under {root} fits "
             f"{corpus.tree}, e.g. {files[:3]}"
         )
-    ids = name + "/" + table["utterance_id"]
-    table = pd.DataFrame({**LABEL_COLUMNS, **table, "utterance_id": ids})[list(LABEL_COLUMNS)]
-    return table.replace({"sex": {"": "unknown"}}).sort_values("utterance_id", ignore_index=True)
+    columns = {**LABEL_COLUMNS, **table, "utterance_id": name + "/" + table["utterance_id"]}
+    return (
+        pd.DataFrame(columns)[list(LABEL_COLUMNS)]
+        .replace({"sex": {"": "unknown"}})
+        .sort_values("utterance_id", ignore_index=True)
+    )
 
 
-def validate(name: str, root: Path | None = None) -> tuple[list[str], list[str], list[str]]:
-    """Compare the files of a corpus with its release; a union is compared member by member.
+def validate(name: str, root: Path | None = None) -> dict[str, list[str]]:
+    """Compare the files of a corpus with its release.
 
     Returns
     -------
-    missing, unexpected, invalid : lists of str
-        Utterances (or counts) that are not there; audio files whose names do not fit; ids that
-        occur twice and files that are not audio.
+    dict
+        ``missing``: numbers of utterances, and audio, that are not there; ``unexpected``: audio
+        files whose names do not fit; ``invalid``: ids that occur twice, and files that are not
+        audio.
     """
     corpus, root = get(name), root or locate(name)
     table = index(name, root)
     ids, used = table["utterance_id"], set(table["path"]) - {""}
-    missing = sorted(set(corpus.stems) - set(ids.str.removeprefix(f"{name}/")))
-    if not corpus.stems:
-        absent = Counter(corpus.counts) - Counter(table["emotion_native"])
-        missing = [f"{n} of {corpus.counts[emotion]} {emotion}" for emotion, n in absent.items()]
-    missing += list("audio of " + ids[table["path"] == ""])
+    absent = Counter(corpus.counts) - Counter(table["emotion_native"])
+    missing = [f"{n} of {corpus.counts[emotion]} {emotion}" for emotion, n in absent.items()]
     files = [] if corpus.reader and name in CORPORA else sorted(_audio_files(root))
-    unexpected = [p.relative_to(root).as_posix() for p in files if str(p) not in used]
     invalid = list((ids + " occurs twice: " + table["path"])[ids.duplicated(keep=False)])
     for path in sorted(used):
         try:
             soundfile.info(path)
         except soundfile.LibsndfileError as error:
             invalid.append(f"{Path(path).relative_to(root).as_posix()}: {error.error_string}")
-    return missing, unexpected, invalid
+    return {
+        "missing": missing + list("audio of " + ids[table["path"] == ""]),
+        "unexpected": [p.relative_to(root).as_posix() for p in files if str(p) not in used],
+        "invalid": invalid,
+    }
 
 
 def require_complete(name: str, allow_incomplete: bool = False) -> str:
@@ -308,7 +303,7 @@ def require_complete(name: str, allow_incomplete: bool = False) -> str:
     Returns
     -------
     str
-        What was found, in words.
+        What was found, in words; of a union, member by member.
 
     Raises
     ------
@@ -323,10 +318,9 @@ def require_complete(name: str, allow_incomplete: bool = False) -> str:
         return "\n".join([text, *(require_complete(one, allow_incomplete) for one in there)])
     expected = f" of {sum(corpus.counts.values())}" if corpus.counts else ""
     text = f"{corpus.title}: found {len(index(name, root))}{expected} utterances in {root}"
-    kinds = zip(("missing", "unexpected", "invalid"), validate(name, root), strict=True)
     faults = "".join(
         f"\n  {kind} ({len(items)}): {', '.join(items[:10])}{' …' if len(items) > 10 else ''}"
-        for kind, items in kinds
+        for kind, items in validate(name, root).items()
         if items
     )
     if faults and ("occurs twice" in faults or not allow_incomplete):
@@ -400,11 +394,10 @@ def without_sex(emotion: str) -> str:
 def fingerprint(name: str) -> str:
     """Hash the names, sizes and times of a corpus's files, to notice that the raw data changed."""
     root, digest = locate(name), hashlib.sha256()
-    for folder in get(name).members or ("",):
-        for path in sorted((root / folder).rglob("*")):
-            if path.is_file() and not path.name.startswith("."):
-                stat, place = path.stat(), path.relative_to(root).as_posix()
-                digest.update(f"{place}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
+    for path in sorted(p for part in get(name).members or [""] for p in (root / part).rglob("*")):
+        if path.is_file() and not path.name.startswith("."):
+            stat, place = path.stat(), path.relative_to(root).as_posix()
+            digest.update(f"{place}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 
@@ -424,11 +417,15 @@ def read_folder(root: Path) -> pd.DataFrame:
         table = pd.read_csv(place, dtype=str, keep_default_na=False)
     else:
         files = [path.relative_to(root).as_posix() for path in sorted(_audio_files(root))]
-        own = r"^(?P<path>(?P<emotion>[^/]+)/(?P<speaker>[^/_]+)_[^/]*)$"
-        table = pd.Series(files, dtype=str).str.extract(own).dropna()
-        table["emotion"] = table["emotion"].str.lower()
-    needed = ("path", "speaker", "emotion")
-    empty = [c for c in needed if c not in table or (table[c].str.strip() == "").any()]
+        table = pd.Series(files, dtype=str).str.extract(
+            r"^(?P<path>(?P<emotion>[^/]+)/(?P<speaker>[^/_]+)_[^/]*)$"
+        )
+        table = table.dropna().assign(emotion=table["emotion"].str.lower())
+    empty = [
+        name
+        for name in ("path", "speaker", "emotion")
+        if name not in table or (table[name].str.strip() == "").any()
+    ]
     if empty:
         raise ValueError(
             f"{place} has the columns {list(table.columns)}; every row needs path, speaker and "
@@ -440,9 +437,8 @@ def read_folder(root: Path) -> pd.DataFrame:
             f"{place} names {len(gone)} of {len(table)} files that are not under {root}: "
             f"{gone[:10]}"
         )
-    stems = table["path"].map(lambda path: Path(path).with_suffix("").as_posix())
     return table.rename(columns={"emotion": "emotion_native"}).assign(
-        utterance_id=stems.str.replace("/", "_"),
+        utterance_id=table["path"].str.replace(r"\.[^./]*$", "", regex=True).str.replace("/", "_"),
         path=table["path"].map(lambda path: str(root / path)),
         group=table["speaker"],
     )
@@ -473,14 +469,14 @@ def _read_named_files(corpus: Corpus, root: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _read_members(root: Path, members: tuple[str, ...]) -> pd.DataFrame:
+def _read_union(root: Path) -> pd.DataFrame:
     """Join the tables of a union's members; names get the member's name in front."""
     tables = [pd.DataFrame()]
-    for member in filter(_is_there, members):
+    for member in filter(_is_there, _UNION):
         table = index(member, root / member)
         table["utterance_id"] = table["utterance_id"].str.replace("/", "_", n=1)
-        names = table[["speaker", "group", "sentence"]]
-        tables.append(table.assign(**(f"{member}_" + names).where(names != "", "")))
+        names = f"{member}_" + table[["speaker", "group", "sentence"]]
+        tables.append(table.assign(**names))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -580,18 +576,8 @@ CORPORA = {
                 5: ("02", "15", "16", "18"),
                 6: ("06", "13", "17", "22"),
             },
-            # neutral clips have one intensity
-            stems=tuple(
-                f"03-01-{emotion}-{intensity}-{sentence}-{take}-{actor:02d}"
-                for actor in range(1, 25)
-                for emotion in _RAVDESS
-                for intensity in ("01", "02")[: 1 if emotion == "01" else 2]
-                for sentence in ("01", "02")
-                for take in ("01", "02")
-            ),
             url="https://zenodo.org/records/1188976/files/Audio_Speech_Actors_01-24.zip",
             md5="bc696df654c87fed845eb13823edef8a",
-            size_mb=208,
             manual="run notebook 01 with DOWNLOAD = True, or fetch "
             "https://zenodo.org/records/1188976/files/Audio_Speech_Actors_01-24.zip",
         ),
@@ -699,12 +685,6 @@ CORPORA = {
             | {"neutral": 120},
             sexes=lambda speaker: "male",
             folds={1: ("JE",), 2: ("KL",), 3: ("DC",), 4: ("JK",)},
-            stems=tuple(
-                f"{s}_{e}{n:02d}"
-                for s in ("DC", "JE", "JK", "KL")
-                for e in ("a", "d", "f", "h", "n", "sa", "su")
-                for n in range(1, 31 if e == "n" else 16)
-            ),
             manual="http://kahlan.eps.surrey.ac.uk/savee (registration)",
         ),
         Corpus(
@@ -785,9 +765,9 @@ CORPORA["basic6"] = Corpus(
     # fold k tests the speakers of each member's fold k, of those members that have so many folds
     folds={
         fold: tuple(f"{m}_{s}" for m in _UNION for s in CORPORA[m].folds.get(fold, ()))
-        for fold in sorted({fold for m in _UNION for fold in CORPORA[m].folds})
+        for fold in CORPORA["ravdess"].folds  # it has the most
     },
     manual="Each of its members is a corpus: notebook 01 says how to get it.",
-    reader=lambda root: _read_members(root, _UNION),
+    reader=_read_union,
     members=_UNION,
 )

@@ -35,9 +35,8 @@ from helpers.training import find_device, has_bfloat16
 VERSION = 1  # raise it when a change of this module changes results
 PADDING = np.iinfo(np.int16).min  # no sample of a clip has this value
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")  # the first kind that exists is used
-TINY = "tiny-random-"
-KINDS = ("wav2vec2", "hubert", "wavlm", "whisper")  # of tiny models
-SMALL = {  # settings of all kinds; each reads its own
+TINY = "tiny-random-"  # models with random weights: their output must not be taken for a result
+SMALL = {  # settings of tiny models; each kind reads its own
     "hidden_size": 32,
     "num_hidden_layers": 3,
     "num_attention_heads": 2,
@@ -93,13 +92,13 @@ def locate(name: str) -> Path:
 
 def weights_hash(folder: Path) -> str:
     """Hash a model's configuration and weights; copies in different folders have the same hash."""
-    files, kinds = sorted(folder.iterdir()), (".json", ".safetensors", ".bin", ".txt")
-    return hash_of([(path.name, file_hash(path)) for path in files if path.suffix in kinds])
-
-
-def is_untrained(folder: Path) -> bool:
-    """Whether a model has random weights: its output must not be taken for a result."""
-    return folder.name.startswith(TINY)
+    return hash_of(
+        [
+            (path.name, file_hash(path))
+            for path in sorted(folder.iterdir())
+            if path.suffix in (".json", ".safetensors", ".bin", ".txt")
+        ]
+    )
 
 
 def load(name: str, weights: str = "") -> nn.Module:
@@ -127,79 +126,39 @@ def load(name: str, weights: str = "") -> nn.Module:
 
 
 def prepare(
-    utterances: pd.DataFrame,
-    detector: str = "auto",
-    longest_s: float = audio.PIECE_S,
-    overlap_s: float = audio.PIECE_OVERLAP_S,
-    n_jobs: int = -1,
-) -> tuple[pd.DataFrame, list[np.ndarray]]:
-    """Remove the silent parts of every clip, and cut long clips into overlapping pieces.
+    utterances: pd.DataFrame, detector: str = "auto", longest_s: float = 15.0, n_jobs: int = -1
+) -> list[np.ndarray]:
+    """Read every clip without its silent parts.
 
     Parameters
     ----------
     utterances
-        With ``utterance_id``, ``path``, ``start_s``, ``end_s``, ``duration_s`` and ``audio_hash``.
+        With ``path``, ``start_s``, ``end_s`` and ``audio_hash``.
     detector
         See ``audio.voice_activity``.
-    longest_s, overlap_s
-        See ``audio.pieces``.
+    longest_s
+        A clip with more speech than this is cut off there: the cost of an encoder grows with the
+        square of the duration.
     n_jobs
         Processes.
 
     Returns
     -------
-    pieces : pd.DataFrame
-        A row per piece: ``utterance_id`` (the clip's own id, with ``#1``, ``#2``, … where it was
-        cut), ``parent_id``, ``duration_s``, and the duration of the whole clip with silence
-        (``before_s``) and without (``after_s``).
-    clips : list of np.ndarray [shape=(n_samples,), int16]
-        Samples of the pieces, in the same order.
+    list of np.ndarray [shape=(n_samples,), int16]
+        A clip per utterance, in the same order.
     """
-    silero = importlib.util.find_spec("silero_vad") is not None  # decides what "auto" means
+    clips = utterances[["path", "start_s", "end_s"]].assign(detector=detector)
     speech = map_clips(
         _speech,
-        [(u.path, u.start_s, u.end_s, detector) for u in utterances.itertuples()],
+        clips.itertuples(index=False, name=None),
         kind="speech",
         version=(audio.VERSION, VERSION),
-        keys=[hash_of(digest, detector, silero) for digest in utterances["audio_hash"]],
+        keys=[hash_of(digest, detector, audio.HAS_SILERO) for digest in utterances["audio_hash"]],
         n_jobs=n_jobs,
         progress="clips without silence",
     )
-    rows, clips, rate = [], [], audio.SAMPLING_RATE
-    for utterance, samples in zip(utterances.itertuples(), speech, strict=True):
-        cuts, parent = audio.pieces(len(samples), longest_s, overlap_s), utterance.utterance_id
-        for number, cut in enumerate(cuts, start=1):
-            clips.append(samples[cut])
-            name = f"{parent}#{number}" if len(cuts) > 1 else parent
-            rows.append(
-                {
-                    "utterance_id": name,
-                    "parent_id": parent,
-                    "duration_s": len(clips[-1]) / rate,
-                    "before_s": utterance.duration_s,
-                    "after_s": len(samples) / rate,
-                }
-            )
-    return pd.DataFrame(rows), clips
-
-
-def pieces_of_folds(folds: pd.DataFrame, pieces: pd.DataFrame) -> pd.DataFrame:
-    """Return a folds table of pieces; each has its clip's emotion, speaker, fold and role."""
-    if missing := set(folds["utterance_id"]) - set(pieces["parent_id"]):
-        raise ValueError(
-            f"{len(missing)} utterances of the folds have no pieces, e.g. {sorted(missing)[:3]}: "
-            "give all of them to encoders.prepare"
-        )
-    parents = {"left_on": "utterance_id", "right_on": "parent_id", "suffixes": ("_clip", "")}
-    return folds.merge(pieces, **parents)[folds.columns.tolist()]
-
-
-def mean_over_pieces(predictions: pd.DataFrame, pieces: pd.DataFrame) -> pd.DataFrame:
-    """Return predictions of clips: the mean of the probabilities of their pieces."""
-    parents = pieces.set_index("utterance_id")["parent_id"]
-    rows = predictions.assign(utterance_id=parents.loc[predictions["utterance_id"]].to_numpy())
-    keys = rows.columns[~rows.columns.str.startswith("p_")].tolist()
-    return rows.groupby(keys, sort=False, as_index=False).mean()
+    longest = round(longest_s * audio.SAMPLING_RATE)
+    return [samples[:longest] for samples in speech]
 
 
 class SpeechEncoder(nn.Module):
@@ -251,7 +210,8 @@ class SpeechEncoder(nn.Module):
         if len(clip) > reach:
             raise ValueError(
                 f"this encoder reads {reach / audio.SAMPLING_RATE:g} s, a clip has "
-                f"{len(clip) / audio.SAMPLING_RATE:.1f} s: cut clips into shorter pieces"
+                f"{len(clip) / audio.SAMPLING_RATE:.1f} s: cut clips off there "
+                "(longest_s of encoders.prepare)"
             )
         inputs = self.processor(
             clip.astype(np.float32) / 32768,
@@ -304,9 +264,9 @@ def embeddings(name: str, clips: Sequence[np.ndarray], device: str = "auto") -> 
     return np.stack(list(rows))
 
 
-def padded(clips: Sequence[np.ndarray]) -> np.ndarray:
-    """Return clips as one int16 array, filled up with ``PADDING``, for fine-tuning in batches."""
-    return nn.utils.rnn.pad_sequence(list(map(torch.as_tensor, clips)), True, PADDING).numpy()
+def padded(rows: Sequence[Sequence[int]], value: int = PADDING) -> np.ndarray:
+    """Return clips, or rows of whole numbers, as one array, filled up with `value` at the end."""
+    return nn.utils.rnn.pad_sequence(list(map(torch.as_tensor, rows)), True, value).numpy()
 
 
 class Tuned(nn.Module):
@@ -394,15 +354,13 @@ def _from_hub(name: str) -> Path:
 
 
 def _tiny(name: str) -> Path:
-    """Make a very small model with random weights, once."""
+    """Make a very small wav2vec2, hubert, wavlm or whisper with random weights, once."""
     folder, kind = paths.models() / name, name.removeprefix(TINY)
-    if kind not in KINDS:
-        raise ValueError(f"there is no {name}: choose one of {TINY}{', '.join(KINDS)}")
     if not _complete(folder):
+        norm = "layer" if kind == "wavlm" else "group"  # after the first convolution
+        config = transformers.AutoConfig.for_model(kind, **SMALL, feat_extract_norm=norm)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            norm = "layer" if kind == "wavlm" else "group"  # after the first convolution
-            config = transformers.AutoConfig.for_model(kind, **SMALL, feat_extract_norm=norm)
             transformers.AutoModel.from_config(config).save_pretrained(folder)
         reads = (
             transformers.WhisperFeatureExtractor

@@ -13,12 +13,10 @@ import scipy.linalg
 from sklearn import (
     calibration,
     discriminant_analysis,
-    ensemble,
     exceptions,
     feature_selection,
     linear_model,
     model_selection,
-    neural_network,
     pipeline,
     preprocessing,
     svm,
@@ -26,9 +24,7 @@ from sklearn import (
 from sklearn.base import BaseEstimator, clone
 from sklearn.utils.validation import validate_data
 
-from helpers.artifacts import LinearPart
-from helpers.cache import source_of
-from helpers.experiment import FoldRows
+from helpers import artifacts, cache, experiment
 
 VERSION = 1
 
@@ -46,14 +42,11 @@ class Classical:
     grid
         Parameter name → values to choose from, per fold, by negative log-likelihood on the
         validation speakers: with a few hundred clips it varies less than UAR.
-    refit_on_validation
-        Whether test rows are predicted by a fit on train + validation, once the choice is made.
     """
 
     name: str
     estimator: BaseEstimator
     grid: dict = field(default_factory=dict)
-    refit_on_validation: bool = True
 
     def recipe(self) -> dict:
         """Return everything that a result depends on, besides data and seed."""
@@ -61,15 +54,15 @@ class Classical:
         own = {type(v) for v in settings.values() if type(v).__module__ == "__main__"}
         return {
             "estimator": re.sub(address, "", repr(settings)),
-            "defined here": sorted(map(source_of, own)),
+            "defined here": sorted(map(cache.source_of, own)),
             "grid": repr(self.grid),
-            "refit_on_validation": self.refit_on_validation,
+            "refit_on_validation": True,  # what fit_predict does
         }
 
     def fit_predict(
         self,
-        train: FoldRows,
-        validation: FoldRows,
+        train: experiment.FoldRows,
+        validation: experiment.FoldRows,
         test: np.ndarray,
         n_classes: int,
         seed: int,
@@ -79,7 +72,7 @@ class Classical:
         Returns
         -------
         dict
-            ``validation`` (predicted from train) and ``test`` (from train, or train + validation),
+            ``validation`` (predicted from train) and ``test`` (from train + validation),
             probabilities of shape ``(n_rows, n_classes)``; ``steps`` (which roles each step saw)
             and ``notes`` (the setting).
         """
@@ -88,14 +81,13 @@ class Classical:
             model = fit_seeded(clone(self.estimator).set_params(**setting), train, seed)
             found = _all_columns(model, validation.inputs, n_classes)
             nll = -float(np.log(found[np.arange(len(found)), validation.classes] + 1e-9).mean())
-            tried.append((nll, setting, model, found))
-        nll, setting, model, found = min(tried, key=lambda row: row[0])
-        roles = ["train"]
-        if self.refit_on_validation:
-            model, roles = clone(self.estimator).set_params(**setting), ["train", "validation"]
-            fit_seeded(model, train + validation, seed)
-        steps = {"fit": roles, "select": ["validation"]}
-        steps |= {} if train.copies is None else {"augment": roles}
+            tried.append((nll, setting, found))
+        nll, setting, found = min(tried, key=lambda row: row[0])
+        model = clone(self.estimator).set_params(**setting)
+        fit_seeded(model, train + validation, seed)
+        steps = {"fit": ["train", "validation"], "select": ["validation"]}
+        if train.copies is not None:
+            steps["augment"] = steps["fit"]
         names = {name.split("__")[-1]: value for name, value in setting.items()}
         return {
             "validation": found,
@@ -104,7 +96,9 @@ class Classical:
             "notes": {"setting": names, "validation_nll": round(nll, 4)},
         }
 
-    def refit(self, record: dict, rows: FoldRows, n_classes: int, seed: int = 0) -> LinearPart:
+    def refit(
+        self, record: dict, rows: experiment.FoldRows, n_classes: int, seed: int = 0
+    ) -> artifacts.Part:
         """Fit the final model: on all speakers, with the setting that most folds chose.
 
         Parameters
@@ -118,7 +112,7 @@ class Classical:
 
         Returns
         -------
-        artifacts.LinearPart
+        artifacts.Part
 
         Raises
         ------
@@ -128,13 +122,7 @@ class Classical:
         setting = frozen_setting(record)
         chosen = {name: setting[name.split("__")[-1]] for name in self.grid}
         fitted = fit_seeded(clone(self.estimator).set_params(**chosen), rows, seed)
-        part = _linear_part(fitted, n_classes)
-        if part is None:
-            raise ValueError(
-                f"{self.name} can't be saved: only networks of helpers.nets and linear models can "
-                "(logistic regression and LDA, after one scaler, with or without a temperature)"
-            )
-        return part
+        return _linear_part(self.name, fitted, n_classes)
 
 
 class ClippedScaler(preprocessing.StandardScaler):
@@ -204,63 +192,53 @@ class ShrunkLDA(discriminant_analysis.LinearDiscriminantAnalysis):
         return self
 
 
-def classical_models(
-    n_features: int,
-    n_trees: int = 300,
-    n_rounds: int = 150,
-    k_best: int = 400,
-    mlp_epochs: int = 30,
-    search: bool = True,
-) -> dict[str, Classical]:
-    """Return the project's classical models by name.
+def classical_models(n_features: int) -> dict[str, Classical]:
+    """Return the classical models that several notebooks use: logistic regression, LDA and SVM.
 
     Parameters
     ----------
     n_features
         Number of input columns; sets the width of the SVM's kernel.
-    n_trees, n_rounds, mlp_epochs
-        Size of the forests, boosting rounds, and passes of the MLP over the training rows.
-    k_best
-        Number of columns for boosted trees, whose cost is in proportion; chosen inside the fold by
-        analysis of variance.
-    search
-        Whether each model's grid is searched; if not, its first values are used.
 
     Returns
     -------
     dict of str to Classical
-        Classes are weighted by their frequency, except in LDA (it has equal priors) and in boosting
-        and MLP, which learn how frequent classes are.
+        Classes are weighted by their frequency; LDA has equal priors.
     """
-    mlp = neural_network.MLPClassifier(
-        (256,), learning_rate_init=3e-4, batch_size=64, max_iter=mlp_epochs, alpha=1.0
-    )
-    models = [*_linear_and_svm(n_features), *_forests(n_trees), *_boosted(n_rounds, k_best)]
-    models.append(Classical("MLP", _scaled(mlp), {"mlpclassifier__alpha": [1.0, 10.0]}))
-    for model in models:
-        for name in model.grid:
-            model.grid[name] = model.grid[name][: None if search else 1]
+    logistic = linear_model.LogisticRegression(class_weight="balanced", max_iter=100, tol=1e-3)
+    kernel = svm.SVC(class_weight="balanced", kernel="rbf")
+    models = [
+        Classical(
+            "logistic regression",
+            pipeline.make_pipeline(ClippedScaler(), logistic),
+            {"logisticregression__C": [0.01, 0.001, 0.003, 0.03]},
+        ),
+        Classical(
+            "LDA",
+            _calibrated(ShrunkLDA()),
+            {"estimator__shrunklda__shrinkage": [0.35, 0.7, 0.5, 0.2]},
+        ),
+        Classical(
+            "SVM",
+            _calibrated(kernel),
+            {
+                "estimator__svc__C": [10, 30],
+                "estimator__svc__gamma": [0.2 / n_features, 0.05 / n_features],
+            },
+        ),
+    ]
     return {model.name: model for model in models}
 
 
-def linear_head(name: str) -> Classical:
-    """Return a logistic regression for embeddings of a network, in place of its last layers.
-
-    Use it where embeddings were changed, e.g. standardised per speaker.
-    """
-    estimator = linear_model.LogisticRegression(class_weight="balanced", max_iter=500)
-    return Classical(name, estimator, {"C": [0.01, 0.001, 0.1]})
-
-
-def fit_seeded(model: BaseEstimator, rows: FoldRows, seed: int) -> BaseEstimator:
+def fit_seeded(model: BaseEstimator, rows: experiment.FoldRows, seed: int) -> BaseEstimator:
     """Fit with every random state set, on clips and copies; inner splits are by speaker."""
     rows, names = rows.with_copies(), model.get_params()
     model.set_params(**{name: seed for name in names if name.split("__")[-1] == "random_state"})
     if isinstance(model, calibration.CalibratedClassifierCV):
         splitter = model_selection.GroupKFold(min(4, len(np.unique(rows.speakers))))
         model.set_params(cv=list(splitter.split(rows.inputs, rows.classes, rows.speakers)))
-    with warnings.catch_warnings():  # few iterations are part of these models' regularisation
-        warnings.simplefilter("ignore", exceptions.ConvergenceWarning)
+    # few iterations are part of these models' regularisation
+    with warnings.catch_warnings(action="ignore", category=exceptions.ConvergenceWarning):
         return model.fit(rows.inputs, rows.classes)
 
 
@@ -284,123 +262,45 @@ def frozen_setting(record: dict) -> dict:
     return frozen
 
 
-def _scaled(classifier: BaseEstimator) -> pipeline.Pipeline:
-    return pipeline.make_pipeline(ClippedScaler(), classifier)
-
-
 def _calibrated(classifier: BaseEstimator) -> calibration.CalibratedClassifierCV:
     """Add a scaler, and a temperature that is fitted on held-out speakers.
 
     An SVM has no probabilities, and those of LDA are far too close to 0 and 1.
     """
-    return calibration.CalibratedClassifierCV(
-        _scaled(classifier), method="temperature", ensemble=False
-    )
+    scaled = pipeline.make_pipeline(ClippedScaler(), classifier)
+    return calibration.CalibratedClassifierCV(scaled, method="temperature", ensemble=False)
 
 
-def _selected(classifier: BaseEstimator, k: int) -> pipeline.Pipeline:
-    best = feature_selection.SelectKBest(anova, k=k)
-    return pipeline.make_pipeline(feature_selection.VarianceThreshold(), best, classifier)
-
-
-def _linear_and_svm(n_features: int) -> list[Classical]:
-    logistic = linear_model.LogisticRegression(class_weight="balanced", max_iter=100, tol=1e-3)
-    kernel = svm.SVC(class_weight="balanced", kernel="rbf")
-    return [
-        Classical(
-            "logistic regression",
-            _scaled(logistic),
-            {"logisticregression__C": [0.01, 0.001, 0.003, 0.03]},
-        ),
-        Classical(
-            "LDA",
-            _calibrated(ShrunkLDA()),
-            {"estimator__shrunklda__shrinkage": [0.35, 0.7, 0.5, 0.2]},
-        ),
-        Classical(
-            "SVM",
-            _calibrated(kernel),
-            {
-                "estimator__svc__C": [10, 30],
-                "estimator__svc__gamma": [0.2 / n_features, 0.05 / n_features],
-            },
-        ),
-    ]
-
-
-def _forests(n_trees: int) -> list[Classical]:
-    return [
-        Classical(
-            "random forest",
-            ensemble.RandomForestClassifier(
-                n_trees, max_features=0.05, class_weight="balanced_subsample"
-            ),
-            {"min_samples_leaf": [2, 4]},
-        ),
-        Classical(
-            "extra trees",
-            ensemble.ExtraTreesClassifier(n_trees, max_features=0.1, class_weight="balanced"),
-            {"min_samples_leaf": [2, 4]},
-        ),
-    ]
-
-
-def _boosted(n_rounds: int, k_best: int) -> list[Classical]:
-    from lightgbm import LGBMClassifier  # late: these two take seconds
-    from xgboost import XGBClassifier
-
-    histogram = ensemble.HistGradientBoostingClassifier(
-        max_iter=n_rounds, max_features=0.2, early_stopping=False, max_leaf_nodes=8
-    )
-    xgboost = XGBClassifier(
-        n_estimators=n_rounds, max_depth=3, subsample=0.7, colsample_bytree=0.2, n_jobs=1
-    )
-    lightgbm = LGBMClassifier(
-        n_estimators=n_rounds,
-        num_leaves=8,
-        subsample=0.7,
-        subsample_freq=1,
-        colsample_bytree=0.2,
-        min_child_samples=10,
-        deterministic=True,
-        n_jobs=1,
-        verbosity=-1,
-    )
-    return [
-        Classical(
-            "gradient boosting",
-            _selected(histogram, k_best),
-            {"histgradientboostingclassifier__learning_rate": [0.06, 0.12]},
-        ),
-        Classical(
-            "XGBoost", _selected(xgboost, k_best), {"xgbclassifier__learning_rate": [0.1, 0.2]}
-        ),
-        Classical(
-            "LightGBM", _selected(lightgbm, k_best), {"lgbmclassifier__learning_rate": [0.06, 0.12]}
-        ),
-    ]
-
-
-def _linear_part(fitted: BaseEstimator, n_classes: int) -> LinearPart | None:
-    """Turn scaler, linear classifier and temperature into arrays; None for any other model."""
-    factor, scale = None, (preprocessing.StandardScaler, ClippedScaler)
+def _linear_part(name: str, fitted: BaseEstimator, n_classes: int) -> artifacts.Part:
+    """Turn scaler, linear classifier and temperature into arrays; refuse any other model."""
+    factor = None
     if getattr(fitted, "method", "") == "temperature" and not fitted.ensemble:
         (calibrated,) = fitted.calibrated_classifiers_
         factor, fitted = float(calibrated.calibrators[0].beta_), calibrated.estimator
     *scaler, last = [step for _, step in getattr(fitted, "steps", [("", fitted)])]
-    scales = [type(step) in scale and step.with_mean and step.with_std for step in scaler]
+    before = scaler[0] if scaler else preprocessing.StandardScaler()
+    scales = type(before) in (preprocessing.StandardScaler, ClippedScaler) and len(scaler) < 2
     linear = (linear_model.LogisticRegression, discriminant_analysis.LinearDiscriminantAnalysis)
-    if not isinstance(last, linear) or len(scaler) > 1 or not all(scales):
-        return None
+    if not (isinstance(last, linear) and scales and before.with_mean and before.with_std):
+        raise ValueError(
+            f"{name} can't be saved: only networks of helpers.nets and linear models can "
+            "(logistic regression and LDA, after one scaler, with or without a temperature)"
+        )
     coefficients = np.column_stack([last.coef_, last.intercept_])
     if len(last.classes_) == 2:  # one row, of the second class
         coefficients = np.concatenate([-coefficients, coefficients]) * (1 if factor else 0.5)
     n = last.n_features_in_
     rows = np.column_stack([np.zeros((n_classes, n)), np.full(n_classes, -np.inf)])
     rows[last.classes_] = coefficients * (factor or 1)
-    before = scaler[0] if scaler else ClippedScaler(np.inf).fit([[-1.0] * n, [1.0] * n])
-    limit = np.array(getattr(before, "limit", np.inf))
-    return LinearPart(before.mean_, before.scale_, rows[:, :n], rows[:, n], limit)
+    return artifacts.Part(
+        {
+            "mean": getattr(before, "mean_", np.zeros(n)),  # without a scaler: as it is
+            "scale": getattr(before, "scale_", np.ones(n)),
+            "weights": rows[:, :n],
+            "bias": rows[:, n],
+            "limit": np.array(getattr(before, "limit", np.inf)),
+        }
+    )
 
 
 def _all_columns(model: BaseEstimator, inputs: np.ndarray, n_classes: int) -> np.ndarray:

@@ -5,12 +5,13 @@ receives the test rows' emotions, so it can't learn from them; what it did with 
 written down for the audit.
 """
 
+import contextlib
 import gzip
 import json
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from helpers import artifacts, audit, cache, corpora, metrics, paths, tables
-from helpers.features import normalise_by_speaker
+from helpers import artifacts, audit, cache, corpora, features, metrics, paths, splits, tables
 
 VERSION = 1
 
@@ -50,18 +50,17 @@ class FoldRows:
     def __add__(self, other: "FoldRows") -> "FoldRows":
         both = {}
         for name, mine in vars(self).items():
-            theirs = getattr(other, name)
-            both[name] = None if mine is None or theirs is None else np.concatenate([mine, theirs])
+            if mine is not None:
+                both[name] = np.concatenate([mine, getattr(other, name)])
         return FoldRows(**both)
 
     def with_copies(self) -> "FoldRows":
         """Return the rows and, below them, their copies (same speakers and emotions) as rows."""
-        if self.copies is None:
-            return self
-        n = 1 + self.copies.shape[1]
-        ids = None if self.ids is None else np.tile(self.ids, n)
-        inputs = np.concatenate([self.inputs, *np.moveaxis(self.copies, 1, 0)])
-        return FoldRows(inputs, np.tile(self.classes, n), np.tile(self.speakers, n), ids)
+        rows = replace(self, copies=None)
+        if self.copies is not None:
+            for inputs in np.moveaxis(self.copies, 1, 0):
+                rows += replace(self, inputs=inputs, copies=None)
+        return rows
 
 
 class Dataset:
@@ -85,6 +84,11 @@ class Dataset:
     ------
     ValueError
         If utterances of the folds have no inputs, or inputs hold NaN or were scaled with test rows.
+
+    Warns
+    -----
+    UserWarning
+        Where a fold trains on no clip of an emotion.
     """
 
     def __init__(
@@ -108,54 +112,52 @@ class Dataset:
             )
         kept = np.flatnonzero(pd.Index(ids).isin(known.index))
         self.ids = np.asarray(ids, str)[kept]
-        self.position = pd.Series(np.arange(len(self.ids)), index=self.ids)
         self.speakers = known.loc[self.ids, "speaker"].to_numpy(str)
-        emotion = known.loc[self.ids, "emotion"].to_numpy(object)
-        self.classes = pd.Index(self.emotions).get_indexer(emotion)
+        self.classes = pd.Index(self.emotions).get_indexer(known.loc[self.ids, "emotion"])
+        # in one order of memory, on which the hash of an array depends
         per_fold = inputs if isinstance(inputs, Mapping) else {0: inputs}
-        self._arrays = {fold: _taken(array, kept) for fold, array in per_fold.items()}
-        self.copies = None if copies is None else _taken(copies, kept)
-        changed = [] if self.copies is None else list(np.moveaxis(self.copies, 1, 0))
-        for array in [*self._arrays.values(), *changed]:
-            self._check(array)
-
-    @property
-    def inputs(self) -> np.ndarray:
-        """Inputs of all utterances (of the first fold, where each has its own)."""
-        return next(iter(self._arrays.values()))
+        self._inputs = {fold: np.ascontiguousarray(own[kept]) for fold, own in per_fold.items()}
+        self.inputs = next(iter(self._inputs.values()))  # of the first fold, if each has its own
+        self.copies = None if copies is None else np.ascontiguousarray(copies[kept])
+        changed = [] if copies is None else np.moveaxis(self.copies, 1, 0)
+        for array in [*self._inputs.values(), *changed]:
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                n_wrong = (~np.isfinite(array)).any(axis=tuple(range(1, array.ndim))).sum()
+                raise ValueError(
+                    f"{n_wrong} rows of the inputs hold NaN or infinite values: run notebook 03 "
+                    "again and look at its checks"
+                )
+            audit.require_clean(audit.audit_inputs(array, variant, self.speakers))
+        for fold, rows in folds[folds["role"] == "train"].groupby("fold"):
+            missing = [emotion for emotion in self.emotions if emotion not in set(rows["emotion"])]
+            if missing:
+                warnings.warn(
+                    f"fold {fold}: no training clip of {', '.join(missing)}, so it can't be "
+                    "recognised there. Make fewer folds, or choose a label set without it.",
+                    stacklevel=2,
+                )
 
     def rows(self, fold: int, role: str) -> FoldRows:
         """Return the rows of one role in one fold."""
         chosen = self.folds[(self.folds["fold"] == fold) & (self.folds["role"] == role)]
-        return self._at(self.position[chosen["utterance_id"]].to_numpy(), fold)
+        at = pd.Index(self.ids).get_indexer(chosen["utterance_id"])
+        inputs = self._inputs.get(fold, self.inputs)[at]
+        copies = None if self.copies is None else self.copies[at]
+        return FoldRows(inputs, self.classes[at], self.speakers[at], self.ids[at], copies)
 
     def everything(self) -> FoldRows:
         """Return all rows: what a final model is trained on."""
-        return self._at(np.arange(len(self.ids)), 0)
+        return FoldRows(self.inputs, self.classes, self.speakers, self.ids, self.copies)
 
     def speaker_normalised(self) -> "Dataset":
-        """Return the data with inputs standardised over each speaker's clips, each copy by itself."""
-        arrays = {f: normalise_by_speaker(a, self.speakers) for f, a in self._arrays.items()}
-        copies = None
-        if self.copies is not None:
-            own = np.moveaxis(self.copies, 1, 0)
-            copies = np.stack([normalise_by_speaker(c, self.speakers) for c in own], axis=1)
-        inputs = arrays if len(arrays) > 1 else next(iter(arrays.values()))
+        """Return the data, standardised over each speaker's clips, each copy by itself."""
+        inputs, copies = features.normalise_by_speaker(self.inputs, self.speakers), self.copies
+        if copies is not None:
+            own = [
+                features.normalise_by_speaker(c, self.speakers) for c in np.moveaxis(copies, 1, 0)
+            ]
+            copies = np.stack(own, axis=1)
         return Dataset(self.ids, inputs, self.folds, copies=copies, variant="speaker-normalised")
-
-    def _at(self, place: np.ndarray, fold: int) -> FoldRows:
-        inputs = self._arrays.get(fold, self.inputs)[place]
-        copies = None if self.copies is None else self.copies[place]
-        return FoldRows(inputs, self.classes[place], self.speakers[place], self.ids[place], copies)
-
-    def _check(self, array: np.ndarray) -> None:
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            n_wrong = (~np.isfinite(array)).any(axis=tuple(range(1, array.ndim))).sum()
-            raise ValueError(
-                f"{n_wrong} rows of the inputs hold NaN or infinite values: run notebook 03 again "
-                "and look at its checks"
-            )
-        audit.require_clean(audit.audit_inputs(array, self.variant, self.speakers))
 
 
 def cross_validate(
@@ -196,14 +198,11 @@ def cross_validate(
     run = Run(model, data, seed, pretrained)
     for variant in variants or (data.variant,):
         if variant == data.variant:
-            run.add(*_predictions(model, data, seed, n_jobs, pretrained))
+            run.train(model, data, n_jobs)
         elif getattr(model, "has_embeddings", False):
-            table, record = _predictions(model.head(), run.embedded(), seed, n_jobs, pretrained)
-            for fold, steps in record["folds"].items():
-                steps["start"] = seen_by(run.records[0], fold)
-            run.add(table, record)
+            run.train(model.head(), run.embedded(), n_jobs)
         else:
-            run.add(*_predictions(model, data.speaker_normalised(), seed, n_jobs, pretrained))
+            run.train(model, data.speaker_normalised(), n_jobs)
     return run
 
 
@@ -220,22 +219,50 @@ class Run:
 
     def __init__(self, model: Any, data: Dataset, seed: int, pretrained: bool):
         self.model, self.data, self.seed, self.pretrained = model, data, seed, pretrained
+        self.key = cache.hash_of(model.recipe(), data.emotions)
         self.predictions, self.records = pd.DataFrame(), []
 
-    def add(self, predictions: pd.DataFrame, record: dict) -> None:
-        """Add a variant, if the audit finds no fault in its record."""
-        audit.require_clean(audit.audit_record(record, self.data.folds))
-        self.predictions = pd.concat([self.predictions, predictions], ignore_index=True)
+    def train(self, model: Any, data: Dataset, n_jobs: int = 1) -> None:
+        """Train a variant fold by fold, and add it if the audit finds no fault in its record."""
+        key = cache.hash_of(model.recipe(), data.emotions)
+        folds = sorted(data.folds["fold"].unique())
+        n_jobs = 1 if getattr(model, "uses_gpu", False) else n_jobs
+        jobs = (joblib.delayed(_outcome)(model, data, fold, self.seed, key) for fold in folds)
+        done = joblib.Parallel(n_jobs, return_as="generator")(jobs)
+        bar = tqdm(done, total=len(folds), desc=f"{model.name}, {data.variant}", unit="fold")
+        record = {
+            "model": model.name,
+            "variant": data.variant,
+            "seed": self.seed,
+            "pretrained": self.pretrained,
+            "folds": {},
+            "inputs": {"shape": list(data.inputs.shape[1:]), "dtype": str(data.inputs.dtype)},
+            "settings": model.recipe(),
+        }
+        columns, found = [f"p_{emotion}" for emotion in data.emotions], [self.predictions]
+        for fold, outcome in zip(folds, bar, strict=True):
+            rows, steps = data.folds[data.folds["fold"] == fold], {"notes": outcome["notes"]}
+            for step, roles in outcome["steps"].items():
+                own = [rows.loc[rows["role"] == role, "utterance_id"] for role in roles]
+                steps[step] = pd.concat(own).tolist()
+            if model is not self.model:  # a new head for what a network learnt from these rows
+                earlier = self.records[0]["folds"][str(fold)]
+                seen = (ids for step, ids in earlier.items() if step != "notes")
+                steps["start"] = sorted(set().union(*seen))
+            record["folds"][str(fold)] = steps
+            for role in ("validation", "test"):
+                table = rows[rows["role"] == role].rename(columns={"emotion": "truth"})
+                table = table.assign(variant=data.variant, pretrained=self.pretrained)
+                table[columns] = outcome[role]
+                found.append(table)
+        audit.require_clean(audit.audit_record(record, data.folds))
+        order = ["utterance_id", "speaker", "fold", "role", "variant", "pretrained", "truth"]
+        self.predictions = pd.concat(found, ignore_index=True)[order + columns]
         self.records.append(record)
 
     @property
-    def variants(self) -> list[str]:
-        """Names of the variants."""
-        return [record["variant"] for record in self.records]
-
-    @property
     def curves(self) -> pd.DataFrame:
-        """Learning curves of all folds (schema ``curves``); ``kept`` marks the epoch that predicts."""
+        """Learning curves of all folds (schema ``curves``); ``kept``: the epoch that predicts."""
         rows = []
         for record in self.records:
             about = {"model": record["model"], "variant": record["variant"]}
@@ -247,12 +274,11 @@ class Run:
 
     def test(self, variant: str = "inductive") -> pd.DataFrame:
         """Return the test rows of one variant."""
-        table = self.predictions
-        return table[(table["role"] == "test") & (table["variant"] == variant)]
+        return self.predictions.query("role == 'test' and variant == @variant")
 
     def outcome(self, fold: int) -> dict:
         """Return what the inductive model computed for one fold, with its weights."""
-        return _fold(self.model, self.data, fold, self.seed, _key(self.model, self.data))
+        return _outcome(self.model, self.data, fold, self.seed, self.key)
 
     def network(self, fold: int):
         """Return the network that was trained for one fold, on the CPU, ready to predict."""
@@ -269,7 +295,7 @@ class Run:
         for fold in sorted(self.data.folds["fold"].unique()):
             weights = self.outcome(fold)["weights"]
             values = self.model.embed(weights, self.data.inputs, self.data.n_classes)
-            arrays[int(fold)] = normalise_by_speaker(values, self.data.speakers)
+            arrays[int(fold)] = features.normalise_by_speaker(values, self.data.speakers)
         return Dataset(self.data.ids, arrays, self.data.folds, variant="speaker-normalised")
 
     def save(
@@ -288,11 +314,12 @@ class Run:
         write_record(self.records, place / f"records/{stem}.json")
         if len(self.curves):
             tables.write_table(self.curves, place / f"curves/{stem}.csv", "curves", **about)
-        print(f"{folder}/{stem}.parquet: {len(table)} rows, {', '.join(self.variants)}")
+        variants = ", ".join(table["variant"].unique())
+        print(f"{folder}/{stem}.parquet: {len(table)} rows, {variants}")
 
     def save_final(
         self, stem: str, corpus: str, labels: str, reads: artifacts.Input
-    ) -> artifacts.Artifact:
+    ) -> artifacts.SavedModel:
         """Train the model on all speakers and save it as ``models/<stem>``, with a card.
 
         Nothing is chosen here: settings are those that most folds chose, and a network stops after
@@ -309,43 +336,34 @@ class Run:
             How a signal becomes a row of the (inductive) inputs.
         """
         target = paths.work(corpus, labels) / "models" / stem
-        key = cache.hash_of(
-            _key(self.model, self.data), self.data.inputs, self.records, self.seed, repr(reads)
-        )
-        if artifacts.is_made_of(target, key):
-            return artifacts.load(target)
-        parts, space, values = {}, "inputs", self.data.inputs
-        n, everything = self.data.n_classes, self.data.everything()
-        for record in self.records:
-            model, rows = self.model, everything
-            if record["variant"] != self.data.variant:
-                if getattr(self.model, "has_embeddings", False):
-                    space, model = "embeddings", self.model.head()
-                    values = parts["inductive"].predictor(n).embed(self.data.inputs)
-                    normalised = normalise_by_speaker(values, self.data.speakers)
-                    rows = FoldRows(normalised, rows.classes, rows.speakers, rows.ids)
-                else:
-                    rows = self.data.speaker_normalised().everything()
+        key = cache.hash_of(self.key, self.data.inputs, self.records, self.seed, repr(reads))
+        with contextlib.suppress(artifacts.Refused):  # not there, damaged, or of other data
+            return artifacts.load(target, key)
+        model, data, space = self.model, self.data, "inputs"
+        rows, n = data.everything(), data.n_classes
+        parts = {data.variant: model.refit(self.records[0], rows, n, self.seed)}
+        for record in self.records[1:]:  # of the speaker-normalised variant
+            if getattr(model, "has_embeddings", False):
+                values = parts[data.variant].embed(data.inputs)
+                data = Dataset(data.ids, values, data.folds)
+                model, space = model.head(), "embeddings"
+            rows = data.speaker_normalised().everything()
             parts[record["variant"]] = model.refit(record, rows, n, self.seed)
-        about = self._card(stem, corpus, labels) | {"key": key}
-        artifacts.save(target, parts, reads, about, values, self.data.speakers, space)
-        return artifacts.load(target)
-
-    def _card(self, stem: str, corpus: str, labels: str) -> dict:
-        """Return what a saved model's card says of it."""
         about = f"{corpus}, {labels}, seed {self.seed}"
-        results = metrics.results_table({stem: self.predictions}, self.data.folds, about)
-        results = results[results["model"] == stem]
+        results = metrics.results_table({stem: self.predictions}, data.folds, about)
         utterances = tables.read_table(paths.work(corpus) / "utterances.parquet", "utterances")
-        return {
+        card = {
             "model": stem,
             "corpus": corpus,
             "labels": labels,
-            "emotions": self.data.emotions,
+            "emotions": data.emotions,
             "licence": corpora.get(corpus).licence,
-            "results": results.to_dict("records"),
-            "recording_statistics": artifacts.recording_bounds(utterances, self.data.ids),
+            "results": results[results["model"] == stem].to_dict("records"),
+            "recording_statistics": artifacts.recording_bounds(utterances, data.ids),
+            "key": key,
         }
+        artifacts.save(target, parts, reads, card, data.inputs, data.speakers, space)
+        return artifacts.load(target)
 
 
 def fit_stored(
@@ -357,28 +375,31 @@ def fit_stored(
     n_classes: int,
     seed: int,
 ) -> dict:
-    """Return what ``model.fit_predict`` returns; computed at most once for the same key and data."""
-    data = [vars(rows)[name] for rows in (train, validation) for name in ("inputs", "classes")]
+    """Return what ``model.fit_predict`` returns; computed once for the same key and data."""
+    from helpers import estimators, nets, training  # late: they import this module
+
+    versions = (VERSION, nets.VERSION, training.VERSION, estimators.VERSION)
+    data = [train.inputs, train.classes, validation.inputs, validation.classes]
     data += [train.speakers.tolist(), validation.speakers.tolist(), train.copies, validation.copies]
-    data += [train.ids.tolist()] if getattr(model, "needs_ids", False) else []
-    scratch = []
+    if getattr(model, "copies", None) is not None:  # which are made of these clips
+        data.append(train.ids.tolist())
+    made = {}
 
     def make() -> dict:
-        outcome = model.fit_predict(train, validation, test, n_classes, seed)
-        scratch.append(outcome.get("scratch"))
-        text = json.dumps({name: outcome[name] for name in ("steps", "notes")})
-        result = {f"weights/{name}": v for name, v in outcome.get("weights", {}).items()}
+        made.update(model.fit_predict(train, validation, test, n_classes, seed))
+        text = json.dumps({name: made[name] for name in ("steps", "notes")})
+        result = {f"weights/{name}": values for name, values in made.get("weights", {}).items()}
         for role in ("validation", "test"):
-            result[role] = outcome[role].astype(np.float32)
+            result[role] = made[role].astype(np.float32)
         return result | {"text": np.array(text)}
 
-    stored = cache.fetch("folds", _versions(), cache.hash_of(key, seed, data, test), make)
-    for folder in filter(None, scratch):
-        shutil.rmtree(folder, ignore_errors=True)
-    outcome = {role: stored[role] for role in ("validation", "test")}
-    outcome |= json.loads(str(stored["text"]))
-    names = [name for name in stored if name.startswith("weights/")]
-    return outcome | {"weights": {name.removeprefix("weights/"): stored[name] for name in names}}
+    stored = cache.fetch("folds", versions, cache.hash_of(key, seed, data, test), make)
+    if "scratch" in made:
+        shutil.rmtree(made["scratch"], ignore_errors=True)
+    outcome = json.loads(str(stored.pop("text")))
+    outcome |= {role: stored.pop(role) for role in ("validation", "test")}
+    weights = {name.removeprefix("weights/"): values for name, values in stored.items()}
+    return outcome | {"weights": weights}
 
 
 def write_record(records: list[dict], path: Path) -> None:
@@ -389,81 +410,6 @@ def write_record(records: list[dict], path: Path) -> None:
     tables.note_output(path)
 
 
-def seen_by(record: dict, fold: str) -> list[str]:
-    """Return the ids that a fold of a run record saw in any step."""
-    steps = record["folds"][fold]
-    return sorted(set().union(*(ids for step, ids in steps.items() if step != "notes")))
-
-
-def _taken(array: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """Return rows in one order of memory, on which the hash of an array depends."""
-    return np.ascontiguousarray(array if len(kept) == len(array) else array[kept])
-
-
-def _versions() -> tuple[int, ...]:
-    from helpers import estimators, nets, training  # late: they import this module
-
-    return (VERSION, nets.VERSION, training.VERSION, estimators.VERSION)
-
-
-def _key(model: Any, data: Dataset) -> str:
-    return cache.hash_of(model.recipe(), data.emotions)
-
-
-def _fold(model: Any, data: Dataset, fold: int, seed: int, key: str) -> dict:
-    train, validation = data.rows(fold, "train"), data.rows(fold, "validation")
-    test = data.rows(fold, "test").inputs
-    return fit_stored(model, key, train, validation, test, data.n_classes, seed + int(fold))
-
-
-def _fold_without_weights(*arguments) -> dict:
-    """Return what crosses from a process to its parent: the weights stay in the cache."""
-    return {name: value for name, value in _fold(*arguments).items() if name != "weights"}
-
-
-def _predictions(
-    model: Any, data: Dataset, seed: int, n_jobs: int, pretrained: bool
-) -> tuple[pd.DataFrame, dict]:
-    """Run all folds of one variant; return predictions and the run record."""
-    _warn_of_missing_classes(model.name, data)
-    folds, key = sorted(data.folds["fold"].unique()), _key(model, data)
-    n_jobs = 1 if getattr(model, "uses_gpu", False) else n_jobs
-    jobs = (joblib.delayed(_fold_without_weights)(model, data, f, seed, key) for f in folds)
-    done = joblib.Parallel(n_jobs, return_as="generator")(jobs)
-    bar = tqdm(done, total=len(folds), desc=f"{model.name}, {data.variant}", unit="fold")
-    record = {
-        "model": model.name,
-        "variant": data.variant,
-        "seed": seed,
-        "pretrained": pretrained,
-        "folds": {},
-        "inputs": {"shape": list(data.inputs.shape[1:]), "dtype": str(data.inputs.dtype)},
-        "settings": model.recipe(),
-    }
-    columns, found = [f"p_{emotion}" for emotion in data.emotions], []
-    for fold, outcome in zip(folds, bar, strict=True):
-        rows = data.folds[data.folds["fold"] == fold]
-        steps = {"notes": outcome["notes"]}
-        for step, roles in outcome["steps"].items():
-            own = [rows.loc[rows["role"] == role, "utterance_id"] for role in roles]
-            steps[step] = pd.concat(own).tolist()
-        record["folds"][str(fold)] = steps
-        for role in ("validation", "test"):
-            table = rows[rows["role"] == role].rename(columns={"emotion": "truth"})
-            table = table.assign(variant=data.variant, pretrained=pretrained)
-            table[columns] = outcome[role]
-            found.append(table)
-    order = ["utterance_id", "speaker", "fold", "role", "variant", "pretrained", "truth"]
-    return pd.concat(found, ignore_index=True)[order + columns], record
-
-
-def _warn_of_missing_classes(name: str, data: Dataset) -> None:
-    """Say which emotions no training speaker of a fold has: their recall will be 0."""
-    for fold, rows in data.folds[data.folds["role"] == "train"].groupby("fold"):
-        missing = [emotion for emotion in data.emotions if emotion not in set(rows["emotion"])]
-        if missing:
-            warnings.warn(
-                f"{name}, fold {fold}: no training clip of {', '.join(missing)}, so it can't be "
-                "recognised there. Make fewer folds, or choose a label set without it.",
-                stacklevel=4,
-            )
+def _outcome(model: Any, data: Dataset, fold: int, seed: int, key: str) -> dict:
+    train, validation, test = (data.rows(fold, role) for role in splits.ROLES)
+    return fit_stored(model, key, train, validation, test.inputs, data.n_classes, seed + int(fold))

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
 
+import librosa
 import numpy as np
 import pandas as pd
 import scipy.fft
@@ -145,18 +146,18 @@ def functionals(signal: np.ndarray, front_end: FrontEnd = FrontEnd()) -> dict[st
     dict
         Column name to value; always the same columns in the same order, always finite.
     """
-    if front_end.seconds:
-        signal = signal[: round(front_end.seconds * front_end.sampling_rate)]
-    else:
-        signal = audio.trim(signal, front_end.trim_db)
+    first = round(front_end.seconds * front_end.sampling_rate)
+    signal = signal[:first] if first else audio.trim(signal, front_end.trim_db)
     descriptors, names = describe(signal, front_end)
     correlated = descriptors[:, [names.index(name) for name in _CORRELATED]]
     level, f0 = correlated[:, -2], correlated[:, -1]
     fine, coarse = np.split(descriptors, [front_end.n_mels], axis=1)
 
     clip = _clip_numbers(signal, level, f0, front_end)
-    over_time = _statistics(coarse, np.isfinite(f0), level, front_end)
-    over_time |= _delta_statistics(coarse, front_end)
+    over_time = {
+        **_statistics(coarse, np.isfinite(f0), level, front_end),
+        **_delta_statistics(coarse, front_end),
+    }
     values = np.concatenate(
         [fine.mean(axis=0), [*clip.values()], _correlations(correlated), *over_time.values()]
     )
@@ -312,8 +313,7 @@ def fill_unvoiced(clip: np.ndarray) -> np.ndarray:
     filled, frame = clip.copy(), np.arange(len(clip))
     for values in filled.T:  # views
         known = np.isfinite(values)
-        line = np.interp(frame[~known], frame[known], values[known]) if known.any() else 0
-        values[~known] = line
+        values[~known] = np.interp(frame[~known], frame[known], values[known]) if known.any() else 0
     return filled
 
 
@@ -365,7 +365,7 @@ def segments(clip: np.ndarray, n_segments: int = 5) -> np.ndarray:
 def family(column: str) -> str:
     """Return the family of a descriptor or functional, e.g. "pitch" for ``f0_st__p95``."""
     families = (name for name, starts in _FAMILIES.items() if column.startswith(starts))
-    return "moving together" if "__with_" in column else next(families, "other")
+    return "LLD correlations" if "__with_" in column else next(families, "other")
 
 
 def normalise_by_speaker(values: np.ndarray, speakers: np.ndarray) -> np.ndarray:
@@ -456,8 +456,7 @@ def _power_spectrum(signal: np.ndarray, fe: FrontEnd) -> tuple[np.ndarray, np.nd
 
     Power is scaled so that a full-scale sine peaks near 1.
     """
-    half = fe.win_length // 2
-    padded = np.pad(signal.astype(np.float32), (half, half))
+    padded = np.pad(signal.astype(np.float32), fe.win_length // 2)
     frames = sliding_window_view(padded, fe.win_length)[:: fe.hop_length]
     window = _window(fe.win_length)
     spectrum = scipy.fft.rfft(frames * window, fe.n_fft, axis=1)
@@ -628,8 +627,6 @@ def _window(win_length: int) -> np.ndarray:
 @cache
 def _mel_filters(fe: FrontEnd, n_mels: int) -> np.ndarray:
     """Return triangles that are 1 at the top: the value of a band is its power, however wide."""
-    import librosa  # late: importing it takes longer than analysing a clip
-
     filters = librosa.filters.mel(sr=fe.sampling_rate, n_fft=fe.n_fft, n_mels=n_mels, norm=None)
     return np.ascontiguousarray(filters.T)
 
@@ -637,8 +634,6 @@ def _mel_filters(fe: FrontEnd, n_mels: int) -> np.ndarray:
 @cache
 def _chroma_filters(fe: FrontEnd) -> np.ndarray:
     """Return the share of each bin in each pitch class from C on (D. Ellis, 2007)."""
-    import librosa  # late, as above
-
     return np.ascontiguousarray(librosa.filters.chroma(sr=fe.sampling_rate, n_fft=fe.n_fft).T)
 
 

@@ -85,7 +85,7 @@ def f1(rows: pd.DataFrame, average: str) -> float:
 
 
 def confidence_bins(rows: pd.DataFrame, n_bins: int = N_BINS) -> pd.DataFrame:
-    """Return mean ``confidence``, ``accuracy`` and ``n`` of each bin of confidence, if not empty."""
+    """Return mean ``confidence``, ``accuracy`` and ``n`` of each bin of confidence with rows."""
     confidence = probabilities(rows)[0].max(axis=1)
     table = pd.DataFrame({"confidence": confidence})
     table["accuracy"] = predicted(rows) == rows["truth"].to_numpy(str)

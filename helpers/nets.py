@@ -11,7 +11,6 @@ throughout is padding, and padding changes no prediction.
 
 import itertools
 
-import scipy.fft
 import torch
 from torch import nn
 
@@ -22,17 +21,16 @@ class EmotionNetwork(nn.Module):
     """What networks share; a subclass has ``embed`` and ``head``, or its own ``forward``."""
 
     def fit_inputs(self, inputs: torch.Tensor) -> None:
-        """Fit what scales inputs, e.g. a :class:`Scaler`, to those of the training clips."""
-        for part in self.children():
-            if hasattr(part, "fit"):
-                part.fit(inputs)
+        """Fit ``scaler``, if the network has one, to the inputs of the training clips."""
+        if getattr(self, "scaler", None) is not None:
+            self.scaler.fit(inputs)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         return self.head(self.embed(inputs))
 
 
 class MelCNN(EmotionNetwork):
-    """A few convolutional layers on mel-spectrogram images, or on the MFCC of these images.
+    """A few convolutional layers on mel-spectrogram images.
 
     The four layers (16, 32, 64, 16 channels, 512 hidden units) are those of a widely copied IEMOCAP
     notebook. New are batch normalisation, and mean and maximum over the non-padded frames in place
@@ -48,8 +46,8 @@ class MelCNN(EmotionNetwork):
     channels
         Of each layer; each layer halves height and width.
     n_mfcc
-        Number of MFCC (cosine transform over the bands of an image) to use in place of the bands;
-        0: use the bands.
+        Rows that :meth:`transform` of a subclass makes of the bands (MFCC in notebook 07); 0 if it
+        leaves the bands as they are.
     dropout
         Before and after the hidden layer.
 
@@ -73,7 +71,6 @@ class MelCNN(EmotionNetwork):
         dropout: float = 0.4,
     ):
         super().__init__()
-        self.mfcc = MFCC(shape[0], n_mfcc) if n_mfcc else nn.Identity()
         n_rows, smallest = n_mfcc or shape[0], 2 ** len(channels)
         if min(n_rows, shape[1]) < smallest:
             raise ValueError(
@@ -97,37 +94,17 @@ class MelCNN(EmotionNetwork):
             nn.Linear(512, n_classes),
         )
 
+    def transform(self, maps: torch.Tensor) -> torch.Tensor:
+        """Turn maps (batch, 1, n_bands, n_frames) into what the layers read: here, the bands."""
+        return maps
+
     def embed(self, images: torch.Tensor) -> torch.Tensor:
         maps, mask = valid_frames(images)
-        maps = self.mfcc(maps) * mask
+        maps = self.transform(maps) * mask
         for block in self.blocks:
             mask = nn.functional.max_pool2d(mask, (1, 2))
             maps = block(maps) * mask  # padding is 0 again, as at the edge of the image
         return mean_and_peak(maps.flatten(1, 2), mask[:, 0])  # (batch, 2 * channels * height)
-
-
-class MFCC(nn.Module):
-    """MFCC of mel images, standardised with mean and standard deviation of the training clips.
-
-    Shapes
-    ------
-    maps : (batch, 1, n_bands, n_frames), from :func:`valid_frames`
-    returns : (batch, 1, n_mfcc, n_frames)
-    """
-
-    def __init__(self, n_bands: int, n_mfcc: int):
-        super().__init__()
-        cosines = scipy.fft.dct(torch.eye(n_bands).double().numpy(), norm="ortho")[:, :n_mfcc]
-        # images have the highest band first
-        self.register_buffer("cosines", torch.tensor(cosines[::-1].copy(), dtype=torch.float))
-        self.scaler = Scaler(n_mfcc)
-
-    def fit(self, images: torch.Tensor) -> None:
-        maps, mask = valid_frames(images)
-        self.scaler.fit(maps[:, 0].transpose(1, 2)[mask[:, 0, 0] > 0] @ self.cosines)
-
-    def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        return self.scaler(maps.transpose(2, 3) @ self.cosines).transpose(2, 3)
 
 
 class MelResNet(EmotionNetwork):

@@ -183,7 +183,7 @@ def most_confident(
     Returns
     -------
     pd.DataFrame
-        Index emotion; ``utterance_id`` and ``p``. Emotions that were never recognised are not in it.
+        Index emotion; ``utterance_id`` and ``p``. Emotions never recognised are not in it.
     """
     right = np.array(emotions)[probability.argmax(axis=1)] == rows["emotion"].to_numpy(str)
     found = rows[["utterance_id", "emotion"]].assign(p=probability.max(axis=1))[right]

@@ -4,8 +4,8 @@
 :func:`timeline` and :func:`verdict` are for recordings with many utterances. Inputs are computed by
 the functions that computed the training inputs (``artifacts.Input``).
 
-Run ``python -m helpers.predict FILE… [--model DIR] [--enrol FILE…] [--only happy,sad] [--unsure P]
-[--timeline] [--json]``.
+Run ``python -m helpers.predict FILE… [--model DIR] [--enrol FILE…] [--only happy sad] [--unsure P]
+[--timeline]``.
 """
 
 import argparse
@@ -36,15 +36,8 @@ OUT_OF_DOMAIN = {
     "level_dbfs": "{:.0f} dBFS loud; training clips have {:.0f} to {:.0f}",
     "snr_db": "{:.0f} dB between speech and pauses; training clips have {:.0f} to {:.0f}",
     "bandwidth_hz": "{:,.0f} Hz of bandwidth; training clips have {:,.0f} to {:,.0f}",
-}
-OPTIONS = {
-    "recordings": {"nargs": "+", "metavar": "FILE", "help": "recordings, or folders of them"},
-    "--model": {"default": "", "help": "folder of a model, or its name in data/models"},
-    "--enrol": {"nargs": "+", "default": [], "help": "other clips of the same speaker"},
-    "--only": {"default": "", "help": "emotions to choose among, separated by commas"},
-    "--unsure": {"type": float, "default": 0.0, "help": '"unsure" below this probability'},
-    "--timeline": {"action": "store_true", "help": "windows of a long recording, and a verdict"},
-    "--json": {"action": "store_true", "help": "one line of JSON for each recording"},
+    "distance": "its features are {:.2f} times as far from the mean of the training clips as their "
+    "99th percentile",
 }
 
 
@@ -105,7 +98,7 @@ def predict(
     ----------
     recording
         A file, or samples: shape ``(n_samples,)`` or ``(n_samples, n_channels)``, floats of full
-        scale ±1, or integers.
+        scale ±1, or signed integers.
     model
         A folder, or what ``artifacts.load`` returned.
     sampling_rate
@@ -127,16 +120,15 @@ def predict(
     """
     model, signal = opened(model), read_signal(recording, sampling_rate)
     known = [read_signal(clip, sampling_rate) for clip in enrolment]
-    values = _masked(model.probabilities([signal], known)[0], model.emotions, only)
-    probabilities = dict(zip(model.emotions, values.tolist(), strict=True))
-    top = sorted(probabilities.items(), key=lambda pair: -pair[1])[:3]
+    found = _probabilities(model, signal, known, only)
+    top = list(found.nlargest(3).items())
     emotion, probability = top[0]
     return Prediction(
         emotion if probability >= unsure_below else UNSURE,
         probability,
-        probabilities,
+        found.to_dict(),
         top,
-        artifacts.answering(model.variants, known),
+        model.answering(known),
         out_of_domain_warnings(signal, model),
     )
 
@@ -172,18 +164,15 @@ def timeline(
     model, signal = opened(model), read_signal(recording, sampling_rate, LONGEST_S)
     known = [read_signal(clip, sampling_rate) for clip in enrolment]
     length, hop = round(window_s * audio.SAMPLING_RATE), round(hop_s * audio.SAMPLING_RATE)
-    spoken, rows = np.zeros(len(signal) + hop + 1, int), []  # samples of speech until each sample
+    spoken, rows = np.zeros(len(signal), bool), []
     for begin, stop in audio.voice_activity(signal, detector):
-        spoken[begin + 1 : stop + 1] = 1
-    spoken = spoken.cumsum()
+        spoken[begin:stop] = True
     for start in range(0, max(len(signal) - length, 0) + hop, hop):
-        end = min(start + length, len(signal))
-        n_spoken = spoken[end] - spoken[start]
-        if n_spoken >= 2 * audio.MIN_DURATION_S * audio.SAMPLING_RATE:
-            values = model.probabilities([signal[start:end]], known)[0]
-            values = _masked(values, model.emotions, only)
-            times = start / audio.SAMPLING_RATE, end / audio.SAMPLING_RATE, n_spoken / (end - start)
-            rows.append([*times, model.emotions[values.argmax()], values.max(), *values])
+        window, speech = signal[start : start + length], spoken[start : start + length]
+        if speech.sum() >= 2 * audio.MIN_DURATION_S * audio.SAMPLING_RATE:
+            found = _probabilities(model, window, known, only)
+            times = np.array([start, start + len(window)]) / audio.SAMPLING_RATE
+            rows.append([*times, speech.mean(), found.idxmax(), found.max(), *found])
     columns = ["start_s", "end_s", "speech", "emotion", "probability"]
     return pd.DataFrame(rows, columns=columns + [f"p_{emotion}" for emotion in model.emotions])
 
@@ -218,13 +207,12 @@ def verdict(
     """
     if windows.empty:
         return {}
-    place = windows["start_s"] - windows["start_s"].min()
-    weight = (1 + (late_weight - 1) * place / max(place.max(), 1e-9)) * windows["speech"]
-    columns = windows.filter(regex="^p_")
-    mean = pd.Series(np.average(columns, axis=0, weights=weight), columns.columns.str[2:])
-    groups = groups or {emotion: (emotion,) for emotion in mean.index}
-    shares = pd.Series({name: mean.reindex(own).sum() for name, own in groups.items()})
-    require(shares.sum() > 0, f"the emotions {list(mean.index)} are in none of the groups {groups}")
+    place = np.interp(windows["start_s"], windows["start_s"].agg(["min", "max"]), [1, late_weight])
+    shares = windows.filter(regex="^p_").mul(place * windows["speech"], axis=0).sum()
+    shares.index = shares.index.str.removeprefix("p_")
+    if groups:
+        shares = pd.Series({name: shares.reindex(own).sum() for name, own in groups.items()})
+    require(shares.sum() > 0, f"the model's emotions are in none of the groups {groups}")
     return (shares / shares.sum()).sort_values(ascending=False).to_dict()
 
 
@@ -239,38 +227,21 @@ def out_of_domain_warnings(signal: np.ndarray, model: SavedModel) -> list[str]:
         The ``recording_statistics`` of its card are name → percentiles 1 and 99 of the training
         clips. The level does not matter to a model of channel-normalised clips.
     """
-    found, warnings = audio.recording_statistics(signal), []
+    found = audio.recording_statistics(signal) | {"distance": model.distances([signal])[0]}
+    bounds = model.card.get("recording_statistics", {}) | {"distance": (0, 1)}
     if all(reads.channel_normalised for reads in model.reads):
-        del found["level_dbfs"]
-    for name, (low, high) in model.card.get("recording_statistics", {}).items():
-        if name in found and not low <= found[name] <= high:
+        bounds.pop("level_dbfs", None)
+    warnings = []
+    for name, (low, high) in bounds.items():
+        if found[name] < low or found[name] > high:
             warnings.append(OUT_OF_DOMAIN[name].format(found[name], low, high))
-    distance = model.distances([signal])
-    if distance is not None and distance[0] > 1:
-        warnings.append(
-            f"its features are {distance[0]:.2f} times as far from the mean of the training clips "
-            "as their 99th percentile"
-        )
     return warnings
 
 
 def find_model(name: str = "") -> Path:
-    """Return the folder of a model: a path, a name in ``data/models``, or the first one there.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is none; the text names those that there are.
-    """
-    shelf = paths.PROJECT / "data/models"
-    present = sorted(card.parent for card in shelf.glob("*/card.json"))
-    for folder in [Path(name), shelf / name] if name else present:
-        if (folder / "card.json").is_file():
-            return folder
-    raise FileNotFoundError(
-        f"no model {name or 'in data/models'}: give the folder of one with --model (it holds "
-        f"card.json); data/models has {', '.join(path.name for path in present) or 'none'}"
-    )
+    """Return the folder of a model: a path, or a name in ``data/models``; by default ravdess-8."""
+    folder = Path(name or "ravdess-8")
+    return folder if (folder / "card.json").is_file() else paths.PROJECT / "data/models" / folder
 
 
 def opened(model: str | Path | SavedModel) -> SavedModel:
@@ -301,8 +272,8 @@ def read_signal(
     if isinstance(recording, np.ndarray):
         signal, name = audio.remove_offset(_mono(recording, sampling_rate)), "the recording"
     else:
-        signal = audio.load(recording, 0.0, longest_s + 1)  # a limit for memory, too
-        name = Path(recording).name
+        # a limit for memory, too
+        signal, name = audio.load(recording, 0.0, longest_s + 1), Path(recording).name
     seconds = len(signal) / audio.SAMPLING_RATE
     require(
         audio.MIN_DURATION_S <= seconds <= longest_s,
@@ -330,81 +301,86 @@ def _mono(samples: np.ndarray, sampling_rate: int | None) -> np.ndarray:
         f"samples need their sampling rate, {LOWEST_HZ:,} to {HIGHEST_HZ:,} Hz; found "
         f"{sampling_rate}",
     )
-    shape, integers = samples.shape, samples.dtype.kind in "iu"
     require(
-        (integers or samples.dtype.kind == "f") and len(shape) in (1, 2) and 0 not in shape[1:],
-        f"samples are of type {samples.dtype}, shape {shape}; expected integers, or floats of full "
-        "scale ±1, of shape (n_samples,) or (n_samples, n_channels)",
+        samples.dtype.kind in ("i", "f") and samples.ndim in (1, 2) and 0 not in samples.shape[1:],
+        f"samples are of type {samples.dtype}, shape {samples.shape}; expected signed integers, or "
+        "floats of full scale ±1, of shape (n_samples,) or (n_samples, n_channels)",
     )
-    signal = samples if len(shape) == 1 else samples.mean(axis=1)
-    if integers:
-        low, high = np.iinfo(samples.dtype).min, np.iinfo(samples.dtype).max + 1
-        signal = (2.0 * signal - low - high) / (high - low)
+    signal = samples if samples.ndim == 1 else samples.mean(axis=1)
+    if samples.dtype.kind == "i":
+        signal = signal / -float(np.iinfo(samples.dtype).min)
     if sampling_rate != audio.SAMPLING_RATE and len(signal):
         signal = soxr.resample(signal, sampling_rate, audio.SAMPLING_RATE)
     return signal.clip(-1e30, 1e30).astype(np.float32)  # floats have no larger numbers
 
 
-def _masked(values: np.ndarray, emotions: list[str], only: tuple[str, ...]) -> np.ndarray:
-    """Set the probabilities of emotions that are not in `only` to 0, and scale the rest to 1."""
-    strange = ", ".join(sorted(set(only) - set(emotions)))
-    require(not strange, f"the model does not know {strange}; it knows {', '.join(emotions)}")
-    kept = np.isin(emotions, only or emotions)
-    values = np.where(kept, values, 0)
-    return values / values.sum() if values.sum() > 0 else kept / kept.sum()
+def _probabilities(
+    model: SavedModel, signal: np.ndarray, known: list[np.ndarray], only: tuple[str, ...]
+) -> pd.Series:
+    """Return emotion → probability; 0 for those that are not in `only`, scaled to add up to 1."""
+    strange = ", ".join(sorted(set(only) - set(model.emotions)))
+    require(not strange, f"the model does not know {strange}; it knows {', '.join(model.emotions)}")
+    kept = np.isin(model.emotions, only or model.emotions)
+    values = np.where(kept, model.probabilities([signal], known)[0], 0)
+    values = values if values.sum() > 0 else kept
+    return pd.Series(values / values.sum(), model.emotions)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Recognise emotions in recordings.
-
-    Returns 0; 1 if a recording could not be read, 2 if nothing could be done.
-    """
+    """Recognise emotions in recordings; the exit code is 1 if one of them could not be answered."""
     parser = argparse.ArgumentParser("python -m helpers.predict", description=main.__doc__)
-    for name, about in OPTIONS.items():
-        parser.add_argument(name, **about)
-    options, files, answers = parser.parse_args(arguments), [], []
+    parser.add_argument(
+        "recordings", nargs="+", type=Path, metavar="FILE", help="recordings, or folders of them"
+    )
+    parser.add_argument("--model", default="", help="folder of a model, or its name in data/models")
+    parser.add_argument(
+        "--enrol", nargs="+", default=(), metavar="FILE", help="clips of the same speaker"
+    )
+    parser.add_argument(
+        "--only", nargs="+", default=(), metavar="EMOTION", help="emotions to choose among"
+    )
+    parser.add_argument(
+        "--unsure", type=float, default=0.0, metavar="P", help='"unsure" below this probability'
+    )
+    parser.add_argument(
+        "--timeline", action="store_true", help="windows of a long recording, and a verdict"
+    )
+    parser.add_argument("--json", action="store_true", help="a line of JSON for each recording")
+    options, files, failed = parser.parse_args(arguments), [], False
+    for given in options.recordings:
+        files += sorted(filter(audio.is_audio, given.rglob("*"))) if given.is_dir() else [given]
     try:
+        require(files, f"there are no recordings ({', '.join(audio.AUDIO_SUFFIXES)})")
         model = artifacts.load(find_model(options.model))
-        options.only = tuple(filter(None, options.only.split(",")))
-        options.enrol = tuple(read_signal(path) for path in options.enrol)
-        _masked(np.ones(len(model.emotions)), model.emotions, options.only)
-        for given in map(Path, options.recordings):
-            inside = sorted(filter(audio.is_audio, given.rglob("*"))) if given.is_dir() else [given]
-            require(inside, f"{given} holds no recordings ({', '.join(audio.AUDIO_SUFFIXES)})")
-            files += inside
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
+    except ValueError as error:
+        parser.error(str(error))
     for path in files:
-        answers.append(_answer(path, model, options))
-        print(json.dumps(answers[-1]) if options.json else _in_words(answers[-1]), flush=True)
-    return int(any("error" in answer for answer in answers))
+        try:
+            print(_answer(path, model, options), flush=True)
+        except (ValueError, OSError) as error:
+            print(f"{path}: {error}", file=sys.stderr)
+            failed = True
+    return int(failed)
 
 
-def _answer(path: Path, model: SavedModel, options: argparse.Namespace) -> dict:
-    given = {"sampling_rate": audio.SAMPLING_RATE, "enrolment": options.enrol, "only": options.only}
-    try:
-        if not options.timeline:
-            found = asdict(predict(path, model, **given, unsure_below=options.unsure))
-        else:
-            windows = timeline(path, model, **given)
-            found = {"verdict": verdict(windows), "windows": windows.to_dict("records")}
-    except (ValueError, OSError) as error:
-        found = {"error": str(error)}
-    return {"file": str(path)} | found
+def _answer(path: Path, model: SavedModel, options: argparse.Namespace) -> str:
+    """Return what the model answers for a recording, as a few lines of text or as JSON."""
+    given = {"enrolment": options.enrol, "only": options.only}
+    if options.timeline:
+        windows = timeline(path, model, **given)
+        answer = {"verdict": verdict(windows), "windows": windows.to_dict("records")}
+        table = windows.iloc[:, :5].round(2).to_string(index=False)
+        text = f"{_in_words(answer['verdict'])}\n{table}" if len(windows) else "nobody speaks"
+    else:
+        found = predict(path, model, unsure_below=options.unsure, **given)
+        answer = asdict(found)
+        lines = [f"{found.emotion} ({_in_words(dict(found.top))})", *found.warnings]
+        text = "\n  unlike the training recordings: ".join(lines)
+    return json.dumps({"file": str(path)} | answer) if options.json else f"{path}: {text}"
 
 
-def _in_words(answer: dict) -> str:
-    """Return an answer as a few lines of text."""
-    shares = list(answer["verdict"].items())[:3] if "verdict" in answer else answer.get("top", [])
-    words = ", ".join(f"{name} {share:.0%}" for name, share in shares) or "nobody speaks"
-    lines = [f"{answer['emotion']} ({words})" if "emotion" in answer else words]
-    for window in answer.get("windows", []):
-        times = f"{window['start_s']:7.1f}–{window['end_s']:.1f} s"
-        lines.append(f"{times}  {window['emotion']:<10} {window['probability']:.0%}")
-    for warning in answer.get("warnings", []):
-        lines.append(f"unlike the training recordings: {warning}")
-    return f"{answer['file']}: " + (answer.get("error") or "\n  ".join(lines))
+def _in_words(shares: dict[str, float]) -> str:
+    return ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
 
 
 if __name__ == "__main__":

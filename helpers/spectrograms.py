@@ -130,8 +130,7 @@ def read_images(images: pd.DataFrame, folder: Path, n_frames: int) -> np.ndarray
     for name in images["image"]:
         path = Path(folder) / name
         try:
-            with Image.open(path) as file:
-                stack.append(_padded(np.asarray(file), n_frames))
+            stack.append(_padded(np.asarray(Image.open(path)), n_frames))
         except (OSError, SyntaxError) as error:
             raise ValueError(f"{path} can't be read ({error}): run notebook 04 again") from None
         if len(stack[-1]) != len(stack[0]):

@@ -48,18 +48,18 @@ def make_folds(
     ValueError
         If there are fewer than two units, or published folds do not name each unit exactly once.
     """
-    units = _units(utterances)
+    units = set(utterances["group"])
     if len(units) < 2:
         raise ValueError(
-            f"found {len(units)} speaker group(s) {list(units.index)}; speaker-disjoint folds need "
+            f"found {len(units)} speaker group(s) {sorted(units)}; speaker-disjoint folds need "
             "at least 2. Check how the speaker is read from the file names."
         )
     test_units = (
-        _published_test_units(published, set(units.index))
+        _published_test_units(published, units)
         if published
         else _drawn_test_units(utterances, min(n_folds, len(units)), seed)
     )
-    validation_units = _validation_units(units, test_units, n_validation, seed)
+    validation_units = _validation_units(utterances, test_units, n_validation, seed)
 
     tables = []
     for fold, tested in test_units.items():
@@ -103,26 +103,10 @@ def make_transfer(
             f"{len(both)} speaker group(s) are on both sides, e.g. {both[:5]}: the same people "
             "can't be tested; other people of the same name need their corpus's name before it"
         )
-    held_out = _validation_units(_units(train), {1: []}, n_validation, seed)[1]
+    held_out = _validation_units(train, {1: []}, n_validation, seed)[1]
     roles = np.where(train["group"].isin(held_out), "validation", "train")
     rows = pd.concat([train, test], ignore_index=True)[["utterance_id", "emotion", "speaker"]]
     return rows.assign(fold=1, role=[*roles, *["test"] * len(test)])
-
-
-def fold_summary(folds: pd.DataFrame) -> pd.DataFrame:
-    """Return, per fold, the number of utterances and the speakers of each role."""
-    table = folds.groupby(["fold", "role"]).agg(
-        utterances=("utterance_id", "size"),
-        speakers=("speaker", lambda speakers: " ".join(sorted(speakers.unique()))),
-    )
-    return table.unstack("role").swaplevel(axis=1)[list(ROLES)]
-
-
-def _units(utterances: pd.DataFrame) -> pd.DataFrame:
-    """Return what must never be divided, each with its sex and number of speakers."""
-    return utterances.groupby("group", sort=True).agg(
-        sex=("sex", "first"), speakers=("speaker", "nunique")
-    )
 
 
 def _published_test_units(published: dict, units: set[str]) -> dict[int, list[str]]:
@@ -139,20 +123,21 @@ def _published_test_units(published: dict, units: set[str]) -> dict[int, list[st
 def _drawn_test_units(utterances: pd.DataFrame, n_folds: int, seed: int) -> dict[int, list[str]]:
     splitter = StratifiedGroupKFold(n_splits=n_folds, shuffle=True, random_state=seed)
     groups, emotion = utterances["group"].to_numpy(str), utterances["emotion"].to_numpy(str)
-    with warnings.catch_warnings():  # the audit names classes with fewer clips than folds
-        warnings.simplefilter("ignore", UserWarning)
-        parts = splitter.split(groups, emotion, groups)
-        return {fold: sorted(set(groups[test])) for fold, (_, test) in enumerate(parts, start=1)}
+    # the audit names classes with fewer clips than folds
+    with warnings.catch_warnings(action="ignore", category=UserWarning):
+        parts = list(splitter.split(groups, emotion, groups))
+    return {fold: sorted(set(groups[test])) for fold, (_, test) in enumerate(parts, start=1)}
 
 
 def _validation_units(
-    units: pd.DataFrame, test_units: dict, n_validation: int, seed: int
+    utterances: pd.DataFrame, test_units: dict, n_validation: int, seed: int
 ) -> dict[int, list[str]]:
     """Choose each fold's validation units: both sexes in turn, those chosen least often first.
 
     So each unit is a validation unit about equally often, and pooled validation rows represent the
     whole corpus.
     """
+    units = utterances.groupby("group").agg(sex=("sex", "first"), speakers=("speaker", "nunique"))
     order = np.random.default_rng(seed).permutation(units.index.to_numpy(str)).tolist()
     n_chosen, chosen, sex = dict.fromkeys(order, 0), {}, units["sex"]
     for fold, tested in test_units.items():

@@ -7,7 +7,6 @@ and ``before``, the utterances before it in the same dialogue ("" at the beginni
 read, never the emotion of an earlier utterance, which is not known when a model is used.
 """
 
-import itertools
 from pathlib import Path
 
 import numpy as np
@@ -103,28 +102,6 @@ def read_meld(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     )
 
 
-def with_dialogue(utterances: pd.DataFrame, n_before: int = 3, names: bool = False) -> pd.DataFrame:
-    """Add ``said``, and ``before``, the last utterances of the same dialogue, oldest first.
-
-    Parameters
-    ----------
-    utterances
-        With ``text``, ``dialogue`` (a name, or "" for a clip without one) and ``turn`` (order
-        within it).
-    n_before
-        How many utterances before.
-    names
-        Write the speaker's name before each text. Meant for a series, where the same people speak
-        in training and test; where test speakers are new, a name says nothing.
-    """
-    rows = utterances.sort_values(["dialogue", "turn"], kind="stable")
-    said, before = rows["speaker"] + ": " + rows["text"] if names else rows["text"], ""
-    dialogues = said.where(rows["dialogue"] != "", "").groupby(rows["dialogue"])
-    for back in range(1, n_before + 1):
-        before = (dialogues.shift(back, fill_value="") + " " + before).str.strip()
-    return rows.assign(said=said, before=before).loc[utterances.index]
-
-
 def sentence_embeddings(texts: pd.Series, name: str, device: str = "auto") -> np.ndarray:
     """Return the embedding of each text by a pretrained network; it is stored, and not trained.
 
@@ -200,4 +177,4 @@ def word_pieces(utterances: pd.DataFrame, name: str, longest: int = 96) -> np.nd
                 tokenizer.sep_token_id,
             ]
         )
-    return np.array([*itertools.zip_longest(*rows, fillvalue=0)], np.int32).T.copy()
+    return encoders.padded(rows, 0).astype(np.int32)

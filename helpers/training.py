@@ -12,15 +12,15 @@ import hashlib
 import io
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from sklearn.linear_model import LogisticRegression
 from torch import nn
 from tqdm import tqdm
 
 from helpers import artifacts, augment, cache, estimators, experiment, nets, paths
-from helpers.experiment import FoldRows
 
 VERSION = 1
 OPTIMISERS = {
@@ -40,7 +40,6 @@ SCHEDULES = {  # name → scheduler of an optimiser for so many batches
     "step": lambda optimiser, n: torch.optim.lr_scheduler.StepLR(optimiser, -(-n // 5), 0.5),
     "constant": lambda optimiser, _: torch.optim.lr_scheduler.ConstantLR(optimiser, 1.0),
 }
-PRECISIONS = ("auto", "float32", "bf16")
 
 
 def find_device(name: str = "auto") -> torch.device:
@@ -84,9 +83,8 @@ class Network:
     patience
         Epochs without a better negative log-likelihood on the validation speakers (emotions are
         weighted as in training) after which training stops. The best epoch's weights are kept.
-    batch_size, accumulate
-        Clips of a batch. A batch that does not fit into memory is passed through in `accumulate`
-        parts, whose gradients are summed.
+    batch_size
+        Clips of a batch.
     optimiser, momentum, weight_decay
         A name in ``OPTIMISERS``; momentum is for SGD and RMSprop.
     learning_rate, schedule
@@ -110,7 +108,7 @@ class Network:
         et al. 2011).
     device, precision
         "auto": a GPU if there is one, and bfloat16 where the device computes in it; else "cpu" or
-        "cuda", "float32" or "bf16".
+        "cuda", "float32".
 
     Raises
     ------
@@ -124,7 +122,6 @@ class Network:
     epochs: int = 40
     patience: int = 10
     batch_size: int = 32
-    accumulate: int = 1
     optimiser: str = "AdamW"
     momentum: float = 0.9
     weight_decay: float = 1e-2
@@ -141,7 +138,7 @@ class Network:
     precision: str = "auto"
 
     def __post_init__(self) -> None:
-        known = {"optimiser": OPTIMISERS, "schedule": SCHEDULES, "precision": PRECISIONS}
+        known = {"optimiser": OPTIMISERS, "schedule": SCHEDULES, "precision": ("auto", "float32")}
         for what, names in known.items():
             if (value := getattr(self, what)) not in names:
                 raise ValueError(f"unknown {what} {value!r}: choose one of {', '.join(names)}")
@@ -150,7 +147,7 @@ class Network:
 
     def recipe(self) -> dict:
         """Return everything that a result depends on, besides data and seed."""
-        no_part = {"name": self.name, "device": self.device, "precision": "auto", "accumulate": 1}
+        no_part = {"name": self.name, "device": self.device, "precision": "auto"}
         settings = {k: v for k, v in vars(self).items() if k not in no_part or v != no_part[k]}
         settings["build"] = settings.pop("source")
         settings["copies"] = self.copies and self.copies.recipe()
@@ -159,11 +156,6 @@ class Network:
             modules.add("helpers.augment")
         own = [name for name in sorted(modules) if name.startswith("helpers.")]
         return settings | {"versions": {n: getattr(sys.modules[n], "VERSION", 0) for n in own}}
-
-    @property
-    def needs_ids(self) -> bool:
-        """Whether a result depends on which clips the rows are, besides on the rows."""
-        return self.copies is not None
 
     @property
     def uses_gpu(self) -> bool:
@@ -177,8 +169,8 @@ class Network:
 
     def fit_predict(
         self,
-        train: FoldRows,
-        validation: FoldRows,
+        train: experiment.FoldRows,
+        validation: experiment.FoldRows,
         test: np.ndarray,
         n_classes: int,
         seed: int,
@@ -229,8 +221,8 @@ class Network:
             ) from error
 
     def refit(
-        self, record: dict, rows: FoldRows, n_classes: int, seed: int = 0
-    ) -> artifacts.NetworkPart:
+        self, record: dict, rows: experiment.FoldRows, n_classes: int, seed: int = 0
+    ) -> artifacts.Part:
         """Train the final model: on all speakers, with the settings that cross-validation chose.
 
         Nothing is chosen here. A setting is the one that most folds chose (of drawn numbers, the
@@ -247,7 +239,7 @@ class Network:
 
         Returns
         -------
-        artifacts.NetworkPart
+        artifacts.Part
 
         Raises
         ------
@@ -256,12 +248,13 @@ class Network:
         """
         network = self._chosen(estimators.frozen_setting(record))
         options = {k: v for k, v in network.options.items() if k != "pretrained"}  # it has weights
-        part = artifacts.NetworkPart(self.build, options, rows.inputs.shape[1:], {})
-        part.find_class()  # what could not be loaded again is refused before training
+        # what could not be loaded again is refused before training
+        build = artifacts.network_class(self.build).__name__
+        about = {"build": build, "options": options, "shape": list(rows.inputs.shape[1:])}
         trainer = Trainer(network, rows.with_copies(), rows, n_classes, seed)
         best = [fold["notes"]["best_epoch"] for fold in record["folds"].values()]
         trainer.run(round(float(np.median(best))))
-        return replace(part, weights=trainer.arrays())
+        return artifacts.Part(trainer.arrays(), about, n_classes)
 
     def restore(
         self, weights: dict[str, np.ndarray], n_classes: int, shape: tuple[int, ...]
@@ -292,8 +285,9 @@ class Network:
         return torch.cat(rows).numpy()
 
     def head(self) -> estimators.Classical:
-        """Return a model for embeddings that were changed, in place of the network's own head."""
-        return estimators.linear_head(self.name)
+        """Return a model for embeddings that were changed, e.g. standardised per speaker."""
+        estimator = LogisticRegression(class_weight="balanced", max_iter=500)
+        return estimators.Classical(self.name, estimator, {"C": [0.01, 0.001, 0.1]})
 
     def _chosen(self, setting: dict) -> "Network":
         """Return the network with settings of its search, and without the search."""
@@ -305,8 +299,8 @@ class Network:
 
     def _search(
         self,
-        train: FoldRows,
-        validation: FoldRows,
+        train: experiment.FoldRows,
+        validation: experiment.FoldRows,
         test: np.ndarray,
         n_classes: int,
         seed: int,
@@ -326,19 +320,17 @@ class Network:
         sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=self.trials // 2)
         study = optuna.create_study(sampler=sampler)
         study.enqueue_trial(first)
-        outcomes, tried = [], []
+        outcomes = []
         for _ in range(self.trials):
             trial = study.ask(space)
             network = self._chosen(trial.params)
-            key = cache.hash_of(network.recipe())
-            outcomes.append(
-                experiment.fit_stored(network, key, train, validation, test, n_classes, seed)
-            )
-            nll = min(row["validation_nll"] for row in outcomes[-1]["notes"]["curves"])
-            study.tell(trial, nll)
-            tried.append(trial.params | {"validation_nll": nll})
+            key, rows = cache.hash_of(network.recipe()), (train, validation, test)
+            outcomes.append(experiment.fit_stored(network, key, *rows, n_classes, seed))
+            curves = outcomes[-1]["notes"]["curves"]
+            study.tell(trial, min(row["validation_nll"] for row in curves))
         best = outcomes[study.best_trial.number]
         best["steps"]["select"] = ["validation"]
+        tried = [trial.params | {"validation_nll": trial.value} for trial in study.trials]
         best["notes"] |= {"setting": study.best_params, "tried": tried}
         return best
 
@@ -366,22 +358,20 @@ class Trainer:
     def __init__(
         self,
         settings: Network,
-        train: FoldRows,
-        validation: FoldRows,
+        train: experiment.FoldRows,
+        validation: experiment.FoldRows,
         n_classes: int,
         seed: int,
     ):
-        if min(settings.batch_size, len(train.inputs)) < 2 * settings.accumulate:
+        if min(settings.batch_size, len(train.inputs)) < 2:
             raise ValueError(
                 f"{settings.name}: {len(train.inputs)} training clips in batches of "
-                f"{settings.batch_size}, in {settings.accumulate} part(s): each needs at least 2 "
-                "at a time, since batch normalisation compares clips. Raise BATCH_SIZE, or give "
-                "more training clips."
+                f"{settings.batch_size}: a batch needs at least 2, since batch normalisation "
+                "compares clips. Raise BATCH_SIZE, or give more training clips."
             )
         self.settings, self.train, self.validation = settings, train, validation
         self.device = find_device(settings.device)
-        auto, self.bf16 = settings.precision == "auto", settings.precision == "bf16"
-        self.bf16 |= auto and has_bfloat16(self.device.type)
+        self.bf16 = settings.precision == "auto" and has_bfloat16(self.device.type)
         torch.manual_seed(seed)
         self.generator = torch.Generator().manual_seed(seed)
         net = settings.build(n_classes, train.inputs.shape[1:], **settings.options)
@@ -400,11 +390,9 @@ class Trainer:
         self.optimiser = _optimiser(settings, self.net)
         n_steps = -(-len(self.inputs) // settings.batch_size) * settings.epochs
         self.schedule = SCHEDULES[settings.schedule](self.optimiser, n_steps)
-        self.epoch, self.curves, self.waited, self.best = 0, [], 0, None
-        rows, ids = (train, validation), train.ids.tolist() if settings.needs_ids else None
-        data = [array for part in rows for array in (part.inputs, part.classes)]
-        about = [VERSION, nets.VERSION, seed, self.device.type, self.bf16]
-        key = cache.hash_of(settings.recipe(), data, ids, about)  # of another setting: elsewhere
+        self.epoch, self.curves, self.best = 0, [], None
+        about = [settings.recipe(), VERSION, nets.VERSION, seed, self.device.type, self.bf16]
+        key = cache.hash_of(about, vars(train), vars(validation))  # of another setting: elsewhere
         self.folder = paths.work("checkpoints") / key
 
     def run(self, n_epochs: int = 0) -> None:
@@ -419,38 +407,36 @@ class Trainer:
         self.resume()
         epochs = range(self.epoch, n_epochs or self.settings.epochs)
         for _ in tqdm(epochs, self.settings.name, unit="epoch", mininterval=5, leave=False):
-            if self.waited >= self.settings.patience:
+            if self.best and self.epoch - self.best["epoch"] >= self.settings.patience:
                 break
             self.train_epoch()
             if not n_epochs:
                 self.validate()
             self.save()
-        if self.best is not None:
+        if self.best:
             self.net.load_state_dict(self.best["net"])
 
     def train_epoch(self) -> None:
         """Train one epoch, and extend the learning curves."""
-        settings, n_parts = self.settings, self.settings.accumulate
+        settings = self.settings
         if hasattr(self.net, "begin_epoch"):
             self.net.begin_epoch(self.epoch / settings.epochs)
         self.net.train()
         inputs = self.inputs if settings.copies is None else self.augmented()
         order = torch.randperm(len(inputs), generator=self.generator)
-        batches = [b for b in order.split(settings.batch_size) if len(b) >= 2 * n_parts]
+        batches = [b for b in order.split(settings.batch_size) if len(b) > 1]
         losses, rate = torch.zeros(len(batches), device=self.device), self.schedule.get_last_lr()[0]
         for i, rows in enumerate(batches):
             rows = rows.to(self.device)
             batch, targets = inputs[rows], self.targets[rows]
-            weight = self.weights[targets].sum()
             if settings.shift:
                 batch = augment.shift_images(batch, settings.shift, self.generator)
             self.optimiser.zero_grad()
-            for part in range(n_parts):
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-                    logits = self.net(batch[part::n_parts])
-                loss = self.loss(logits.float(), targets[part::n_parts]) / weight
-                loss.backward()
-                losses[i] += loss.detach()
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                logits = self.net(batch)
+            loss = self.loss(logits.float(), targets) / self.weights[targets].sum()
+            loss.backward()
+            losses[i] = loss.detach()
             nn.utils.clip_grad_norm_(self.net.parameters(), settings.clip)
             self.optimiser.step()
             self.schedule.step()
@@ -491,10 +477,9 @@ class Trainer:
         nll = float(np.average(losses, weights=self.weights.cpu().numpy()[truth]))
         recalls = [(probability[truth == c].argmax(1) == c).mean() for c in np.unique(truth)]
         self.curves[-1] |= {"validation_nll": nll, "validation_uar": float(np.mean(recalls))}
-        self.waited += 1
         if self.best is None or nll < self.best["nll"]:
             net = copy.deepcopy(self.net.state_dict())
-            self.best, self.waited = {"nll": nll, "epoch": self.epoch, "net": net}, 0
+            self.best = {"nll": nll, "epoch": self.epoch, "net": net}
 
     @torch.inference_mode()
     def predict(self, inputs: np.ndarray) -> np.ndarray:
@@ -516,7 +501,6 @@ class Trainer:
             "schedule": self.schedule.state_dict(),
             "epoch": self.epoch,
             "curves": self.curves,
-            "waited": self.waited,
             "best": self.best,
             "generator": self.generator.get_state(),
             "random": torch.get_rng_state(),
@@ -534,8 +518,7 @@ class Trainer:
         for path in sorted(self.folder.glob("*.ckpt")):
             content = path.read_bytes()
             if hashlib.sha256(content[32:]).digest() == content[:32]:
-                state = torch.load(io.BytesIO(content[32:]), map_location="cpu", weights_only=True)
-                states.append(state)
+                states.append(torch.load(io.BytesIO(content[32:]), "cpu", weights_only=True))
             else:
                 tqdm.write(f"{path} is damaged ({len(content)} bytes) and is not used")
         if not states:
@@ -543,8 +526,7 @@ class Trainer:
         state = max(states, key=lambda state: state["epoch"])
         for name in ("net", "optimiser", "schedule"):
             getattr(self, name).load_state_dict(state[name])
-        for name in ("epoch", "curves", "waited", "best"):
-            setattr(self, name, state[name])
+        self.epoch, self.curves, self.best = state["epoch"], state["curves"], state["best"]
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["random"])
         torch.cuda.set_rng_state_all(state["random_gpu"])

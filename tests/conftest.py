@@ -1,4 +1,5 @@
-"""What the tests share: signals, small corpora on disk, small tables. No test ever touches a user's files."""
+"""What the tests share: signals, small corpora on disk, small tables. No test ever touches a
+user's files."""
 
 import os
 import re
@@ -41,7 +42,7 @@ def data_folder(tmp_path, monkeypatch) -> Path:
     return folder
 
 
-LONG = ("test_run_all.py", "test_interruptions.py")  # share one run of all notebooks
+LONG = ("test_run_all.py", "test_interruptions.py")
 SESSIONS, TURNS = 4, 6  # of the demo corpus: eight speakers, the fewest that get an interval
 # As quick as the notebooks' code can be; test_experiment.py tries every model
 TINY = {
@@ -61,13 +62,9 @@ TINY = {
 }
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items) -> None:
-    """Keep the tests of a file in one process, and start with the longest ones."""
+    """Start with the longest files where several processes share the files."""
     if "PYTEST_XDIST_WORKER" in os.environ:
-        for item in items:
-            group = "run" if item.path.name in LONG else item.path.stem
-            item.add_marker(pytest.mark.xdist_group(group))
         items.sort(key=lambda item: item.path.name not in LONG)
 
 
@@ -105,12 +102,6 @@ def project(tmp_path_factory) -> Path:
         values[number] = values.get(number, {}) | tiny
     profile.write_text(yaml.safe_dump(values), encoding="utf-8")
     return target
-
-
-@pytest.fixture(scope="session")
-def finished(project) -> tuple[subprocess.CompletedProcess, float]:
-    """One run of all notebooks that nothing disturbs, and how many seconds it took."""
-    return run_all(project)
 
 
 def run_environment(project: Path, **variables: str) -> dict[str, str]:
@@ -182,7 +173,7 @@ def write_audio(path: Path, signal: np.ndarray | None = None, rate: int = RATE, 
 
 
 def clips(**signals: np.ndarray | Path) -> pd.DataFrame:
-    """Rows for ``measure_all``, ``functionals_table`` and ``write_images``; the name of a clip is its hash."""
+    """Rows for ``measure_all`` and feature tables; the name of a clip is its hash."""
     names = list(signals)
     return pd.DataFrame(
         {

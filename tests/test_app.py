@@ -123,7 +123,7 @@ def test_the_card_of_a_single_model_is_shown_in_words(loaded):
 
 def test_command_says_what_it_needs(tmp_path, capsys, model):  # noqa: F811
     assert app.main(["--model", str(tmp_path)]) == 2
-    assert "it holds card.json" in capsys.readouterr().err
+    assert "it holds no card.json" in capsys.readouterr().err
     with socket.socket() as busy:
         busy.bind(("127.0.0.1", 0))
         busy.listen()

@@ -41,7 +41,10 @@ def command(tmp_path, capsys, monkeypatch):
         utterances.to_csv(tmp_path / "utterances.csv", index=False)
         folds.to_csv(tmp_path / "folds.csv", index=False)
         given = tmp_path / "utterances.csv", tmp_path / "folds.csv", *more
-        code = audit.main(list(map(str, given)))
+        try:
+            code = audit.main(list(map(str, given)))
+        except SystemExit as stopped:
+            code = stopped.code
         return code, *capsys.readouterr()
 
     return call
@@ -83,8 +86,13 @@ def test_what_is_not_known_was_not_checked(folded):
     bare = utterances[["utterance_id", "speaker"]]
     findings = audit.audit_folds(folds.drop(columns="emotion"), bare)
     unknown = " ".join(f.text for f in findings if f.level == "not checked")
-    for word in ("group", "sentence", "parent_id", "audio_hash", "emotions"):
+    for word in audit.OPTIONAL:
         assert word in unknown
+    assert not {"classes", "shared sentences"} & set(levels(findings))
+    known = utterances.assign(parent_id="", group="")
+    assert "group, parent_id" in next(
+        f.text for f in audit.audit_folds(folds, known) if f.check == "columns"
+    )
 
 
 def test_sizes_of_folds_and_missing_emotions_are_warned_of(folded, division):
@@ -95,7 +103,7 @@ def test_sizes_of_folds_and_missing_emotions_are_warned_of(folded, division):
     assert finding.level == "warning" and "fold 1" in finding.text
     sparse = tested[(tested["fold"] != 2) | (tested["emotion"] != "sad")]
     finding = next(f for f in audit.audit_folds(sparse, utterances) if f.check == "classes")
-    assert finding.level == "warning" and "fold 2: sad" in finding.text
+    assert finding.level == "warning" and "fold 2 sad" in finding.text
 
 
 @pytest.mark.parametrize("column", ["speaker", "utterance_id"])
@@ -117,7 +125,10 @@ def test_division_that_cannot_be_used_is_refused(tmp_path, folded):
     with pytest.raises(ValueError, match="a division needs fold, role, or both"):
         audit.read_division(path)
     folds.assign(utterance_id="").to_csv(path, index=False)
-    with pytest.raises(ValueError, match="utterance_id has empty cells"):
+    with pytest.raises(ValueError, match=r"with empty cells: \['utterance_id'\]"):
+        audit.read_division(path)
+    folds[:0].to_csv(path, index=False)
+    with pytest.raises(ValueError, match="has 0 rows"):
         audit.read_division(path)
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match=r"folds\.csv can't be read as a table"):
@@ -164,6 +175,13 @@ def test_command_reads_run_records(command, folded, tmp_path, name):
         leaked = record | {"1": record["1"] | {step: ids[1, "test"]}}
         assert run([{"folds": leaked, "variant": "inductive"}]) == 1
     assert run({"folds": {"9": {"fit": []}}}) == run([1]) == 2
+
+
+def test_record_of_unknown_utterances_is_a_fault(folded):
+    folds, _ = folded
+    record = {"folds": {"1": {"fit": [folds["utterance_id"][0], "other/a", "other/b"]}}}
+    found = next(f for f in audit.audit_record(record, folds) if f.check == "known rows")
+    assert found.level == "fault" and "2 utterances" in found.text and "other/a" in found.text
 
 
 def test_record_of_other_folds_or_steps_is_refused(folded):
@@ -256,9 +274,12 @@ def test_other_clips_and_bad_files_are_no_duplicates(tmp_path, recordings):
         assert list(found) == ["first", "second", "correlation", "shift_s"] and found.empty
 
 
-def test_copy_on_two_sides_is_a_fault(tmp_path, recordings):
+def test_copy_on_two_sides_is_a_fault(tmp_path, recordings, monkeypatch):
     copy = clips({"toy/copy": changed(tmp_path, voice(5), "mp3")})
-    pairs = audit.near_duplicates(pd.concat([recordings.iloc[[5]], copy]), n_jobs=1)
+    both = pd.concat([recordings.iloc[[5]], copy])
+    pairs = audit.near_duplicates(both, n_jobs=1)
+    monkeypatch.setattr(audit, "_compare", None)
+    assert audit.near_duplicates(both, n_jobs=1).equals(pairs), "compared clips are remembered"
     folds = pd.DataFrame({"utterance_id": ["toy/s1_5", "toy/copy"], "fold": 1, "role": "train"})
     assert audit.audit_near_duplicates(folds, pairs).level == "ok"
     apart = audit.audit_near_duplicates(folds.assign(role=["train", "test"]), pairs)
@@ -275,10 +296,11 @@ def test_command_searches_for_copies(command, tmp_path, recordings):
     code, output, _ = command(rows, *given)
     expected = "sound: 1 pair(s) of clips on two sides are the same recording: toy/s1_5"
     assert code == 1 and expected in output
-    by_name = command(rows.drop(columns="path"), *given)
-    assert by_name[1] == output, "without a column path, files are found by the ids"
-    code, _, errors = command(rows.assign(path="nowhere.wav"), *given)
-    assert code == 2 and "13 of 13 recordings are not under" in errors
+    named = rows.rename(columns={"path": "file"})
+    assert command(named, *given, "--names", "path=file")[1] == output
+    for wrong in (named, rows.assign(path=""), rows.assign(path="nowhere.wav")):
+        code, _, errors = command(wrong, *given)
+        assert code == 2 and "13 of 13 recordings are not under" in errors
 
 
 @pytest.mark.corpus

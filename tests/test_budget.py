@@ -96,7 +96,7 @@ def notebooks() -> dict[str, list[list[str]]]:
 
 
 def words_per_sentence(markdown: str) -> float:
-    """Mean over sentences of running text: no code, tables, headings, pictures or lists of links."""
+    """Mean over sentences of running text: no code, tables, headings or pictures."""
     text = re.sub(r"```.*?```|<!--.*?-->|<[^>]+>", "", markdown, flags=re.S)
     lines = [line for line in text.splitlines() if not re.match(r"\s*(\||#|!\[|\[!)", line)]
     text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", "\n".join(lines))

@@ -1,4 +1,4 @@
-"""Stored results: found again, never damaged, made anew when their code changes; and how work is spread."""
+"""Stored results: found again, never damaged, made anew when their code changes."""
 
 import os
 import signal
@@ -57,7 +57,8 @@ def test_keys_tell_contents_apart_and_do_not_depend_on_order():
 
 
 def test_keys_are_the_same_in_another_process():
-    code = "from helpers import cache; import numpy as np\nprint(cache.hash_of({'b': 'x', 'a': 1.5}, np.arange(5), ['q']))"
+    code = "from helpers import cache; import numpy as np\n"
+    code += "print(cache.hash_of({'b': 'x', 'a': 1.5}, np.arange(5), ['q']))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=paths.PROJECT, capture_output=True, text=True
     )

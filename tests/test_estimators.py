@@ -1,7 +1,9 @@
 """Classical models: what a fold chooses, what they predict, and which of them can be saved."""
 
+import json
 import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,26 +11,32 @@ from conftest import make_features, make_utterances
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.feature_selection import f_classif
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from helpers import cache, estimators
+from helpers import cache, estimators, training
 from helpers.estimators import Classical
 from helpers.experiment import FoldRows
+from helpers.nets import MelCNN
+from helpers.paths import PROJECT
 
-NAMES = [
-    "logistic regression",
-    "LDA",
-    "SVM",
-    "random forest",
-    "extra trees",
-    "gradient boosting",
-    "XGBoost",
-    "LightGBM",
-    "MLP",
-]
+NAMES = ["logistic regression", "LDA", "SVM", "random forest", "extra trees", "MLP"]
+NAMES += ["gradient boosting", "XGBoost", "LightGBM"]
+HEAD = training.Network("CNN", MelCNN).head().estimator
+
+
+def notebook_models(n_features: int, **sizes: int) -> dict[str, Classical]:
+    """Return the models of notebook 11, six of which are defined there."""
+    names = {"data": SimpleNamespace(inputs=np.empty((1, n_features)))} | sizes
+    notebook = json.loads((PROJECT / "notebooks/11_ml_ensemble.ipynb").read_text("utf-8"))
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        if source.startswith("import ") or "family[name] = " in source:
+            exec(source, names)
+    return names["family"]
 
 
 def everybody(n_speakers: int = 6) -> FoldRows:
@@ -61,8 +69,9 @@ def test_every_classical_model_predicts_and_is_deterministic(name):
         some(rows, chosen)
         for chosen in (rows.speakers < "s04", rows.speakers == "s04", rows.speakers == "s05")
     )
-    models = estimators.classical_models(12, n_trees=10, n_rounds=5, k_best=8, search=False)
+    models = notebook_models(12, N_TREES=10, N_ROUNDS=5, K_BEST=8, MLP_EPOCHS=30)
     assert list(models) == NAMES
+    assert all(len(values) > 1 for own in models.values() for values in own.grid.values())
     model = models[name]
     outcomes = [model.fit_predict(train, validation, test.inputs, 5, seed=3) for _ in range(2)]
     for role in ("validation", "test"):
@@ -72,16 +81,9 @@ def test_every_classical_model_predicts_and_is_deterministic(name):
         np.testing.assert_allclose(values.sum(axis=1), 1, atol=1e-5)
         assert np.array_equal(values, outcomes[1][role])
     assert np.mean(outcomes[0]["test"].argmax(axis=1) == test.classes) > 0.5
-    other = estimators.classical_models(13, 11, 6, 9)[name]
-    assert cache.hash_of(model.recipe()) != cache.hash_of(other.recipe())
-
-
-def test_grids_are_searched_only_where_that_is_wanted():
-    searched = estimators.classical_models(12)
-    first = estimators.classical_models(12, search=False)
-    assert all(len(v) > 1 for model in searched.values() for v in model.grid.values())
-    for name, model in first.items():
-        assert model.grid == {key: values[:1] for key, values in searched[name].grid.items()}
+    keys = {cache.hash_of(own.recipe()) for own in models.values()}
+    again = notebook_models(12, N_TREES=10, N_ROUNDS=5, K_BEST=8, MLP_EPOCHS=30)
+    assert {cache.hash_of(own.recipe()) for own in again.values()} == keys and len(keys) == 9
 
 
 def test_setting_is_chosen_on_validation_rows_alone():
@@ -99,26 +101,25 @@ def test_setting_is_chosen_on_validation_rows_alone():
     assert outcome["notes"]["setting"] == {"C": 1e-5}
 
 
-@pytest.mark.parametrize("again", [True, False])
-def test_test_rows_are_predicted_with_or_without_validation_rows(again):
+def test_test_rows_are_predicted_after_a_fit_on_validation_rows_too():
     rows = everybody()
     train, rest = some(rows, rows.speakers < "s04"), some(rows, rows.speakers >= "s04")
-    model = Classical("LDA", LinearDiscriminantAnalysis(), refit_on_validation=again)
+    model = Classical("LDA", LinearDiscriminantAnalysis())
     outcome = model.fit_predict(train, rest, rest.inputs, 4, 0)
-    assert outcome["steps"]["fit"] == ["train", "validation"][: 1 + again]
-    assert outcome["steps"]["select"] == ["validation"]
-    assert np.array_equal(outcome["validation"], outcome["test"]) != again
+    assert outcome["steps"] == {"fit": ["train", "validation"], "select": ["validation"]}
     fitted = LinearDiscriminantAnalysis().fit(train.inputs, train.classes)
     np.testing.assert_allclose(outcome["validation"], fitted.predict_proba(rest.inputs))
-    copies = replace(train, copies=train.inputs[:, None] + 1)
-    changed = model.fit_predict(copies, rest, rest.inputs, 4, 0)
+    fitted.fit(rows.inputs, rows.classes)
+    np.testing.assert_allclose(outcome["test"], fitted.predict_proba(rest.inputs))
+    given = [replace(own, copies=own.inputs[:, None] + 1) for own in (train, rest)]
+    changed = model.fit_predict(*given, rest.inputs, 4, 0)
     assert changed["steps"]["augment"] == changed["steps"]["fit"]
     assert not np.array_equal(changed["validation"], outcome["validation"])
 
 
 def test_inner_splits_are_by_speaker():
     rows = everybody()
-    models = estimators.classical_models(12, search=False)
+    models = estimators.classical_models(12)
     fitted = estimators.fit_seeded(clone(models["LDA"].estimator), rows, 0)
     for first, second in fitted.cv:
         assert not set(rows.speakers[first]) & set(rows.speakers[second])
@@ -156,7 +157,7 @@ def test_a_column_that_hardly_varied_in_training_does_not_decide(name):
     unlike = np.isin(speakers, ["s6", "s7"])
     inputs[unlike, 5] = 0.9 + 0.05 * rng.random(80)
     rows = FoldRows(inputs.astype(np.float32), classes, speakers)
-    model = estimators.classical_models(6, mlp_epochs=30, search=False)[name]
+    model = notebook_models(6, N_TREES=10, N_ROUNDS=5, K_BEST=8, MLP_EPOCHS=30)[name]
     # without such a speaker in training, and with one, on whom a temperature that is fitted on
     # held-out speakers would make all probabilities flat
     for known in ("s5", "s6"):
@@ -210,7 +211,7 @@ def test_final_model_is_fitted_with_what_most_folds_chose():
     part = model.refit(record_of({"C": 1.0}, {"C": 0.01}, {"C": 1.0}), rows, 4)
     expected = LogisticRegression(C=1.0, max_iter=500, random_state=0)
     expected.fit(rows.inputs, rows.classes)
-    found = part.predictor(4)(rows.inputs)
+    found = part(rows.inputs)
     np.testing.assert_allclose(found, expected.predict_proba(rows.inputs), atol=1e-6)
 
 
@@ -222,7 +223,7 @@ def calibrated(classifier):
 LINEAR = {
     "logistic regression": estimators.classical_models(24)["logistic regression"].estimator,
     "LDA": estimators.classical_models(24)["LDA"].estimator,
-    "head": estimators.linear_head("CNN").estimator,
+    "head": HEAD,
     "scikit-learn's LDA": make_pipeline(StandardScaler(), LinearDiscriminantAnalysis()),
     "with a temperature": calibrated(LogisticRegression()),
 }
@@ -240,7 +241,7 @@ def test_scaler_linear_model_and_temperature_are_one_part(name, classes):
     part = Classical(name, LINEAR[name]).refit(record_of({}), train, 4)
     fitted = estimators.fit_seeded(clone(LINEAR[name]), train, 0)
     for values in (inputs, inputs + 1e4):  # the latter is beyond the limits of the scaler
-        found = part.predictor(4)(values)
+        found = part(values)
         expected = fitted.predict_proba(values.astype(np.float64))
         np.testing.assert_allclose(found[:, classes], expected, atol=1e-6)
         assert (np.delete(found, classes, axis=1) == 0).all()
@@ -250,7 +251,7 @@ def test_scaler_linear_model_and_temperature_are_one_part(name, classes):
     "estimator",
     [
         estimators.classical_models(12)["SVM"].estimator,
-        estimators.classical_models(12, n_trees=5)["random forest"].estimator,
+        RandomForestClassifier(5),
         make_pipeline(StandardScaler(with_std=False), LogisticRegression()),
         make_pipeline(StandardScaler(), StandardScaler(), LogisticRegression()),
         CalibratedClassifierCV(LogisticRegression(), method="sigmoid", ensemble=False),

@@ -1,4 +1,4 @@
-"""One road from model to predictions: cached, deterministic, and blind to the test rows' emotions."""
+"""One road from model to predictions: cached, deterministic, blind to the test rows' emotions."""
 
 import subprocess
 import sys
@@ -59,14 +59,14 @@ def test_predictions_hold_every_validation_and_test_row_once(data, counting):
     tables.SCHEMAS["predictions"].validate(run.predictions)
     np.testing.assert_allclose(metrics.probabilities(run.predictions)[0].sum(axis=1), 1, atol=1e-5)
     assert metrics.uar(run.test()) > 0.6, "these features are easy"
-    assert set(run.records[0]["folds"]) == set("12345") and run.variants == ["inductive"]
+    assert len(run.records) == 1 and set(run.records[0]["folds"]) == set("12345")
 
 
 def test_record_names_the_rows_that_each_step_saw(data):
-    model = Classical("LDA", LinearDiscriminantAnalysis(), refit_on_validation=False)
-    steps = cross_validate(model, data).records[0]["folds"]["2"]
+    steps = cross_validate(LDA, data).records[0]["folds"]["2"]
     rows = data.folds.query("fold == 2").groupby("role")["utterance_id"].agg(set)
-    assert set(steps["fit"]) == rows["train"] and set(steps["select"]) == rows["validation"]
+    assert set(steps["fit"]) == rows["train"] | rows["validation"]
+    assert set(steps["select"]) == rows["validation"]
 
 
 def test_finished_folds_are_not_computed_again(setup, counting):
@@ -199,13 +199,13 @@ def test_inputs_scaled_over_all_rows_are_refused(setup):
 def test_speaker_normalised_inputs_have_their_variant(setup, data):
     ids, inputs, folds = setup
     run = cross_validate(LDA, data, variants=("inductive", "speaker-normalised"))
-    assert run.variants == ["inductive", "speaker-normalised"]
+    assert [record["variant"] for record in run.records] == ["inductive", "speaker-normalised"]
     scaled = normalise_by_speaker(inputs, ids.str[4:7].to_numpy(str))
     by_hand = Dataset(ids, scaled, folds, variant="speaker-normalised")
     found = cross_validate(LDA, by_hand).predictions
     both = run.predictions.query("variant == 'speaker-normalised'").reset_index(drop=True)
     assert both.equals(found)
-    with pytest.raises(ValueError, match="not standardised per speaker"):
+    with pytest.raises(ValueError, match="expected of the variant speaker-normalised"):
         Dataset(ids, inputs, folds, variant="speaker-normalised")
 
 
@@ -231,7 +231,7 @@ def test_embeddings_are_normalised_per_speaker_and_get_a_new_head(data, network)
     embedded = run.embedded()
     for fold in (1, 2):
         rows = embedded.rows(fold, "train")
-        mine = embedded.position[rows.ids]
+        mine = pd.Index(embedded.ids).get_indexer(rows.ids)
         own = rows.inputs[embedded.speakers[mine] == rows.speakers[0]]
         np.testing.assert_allclose(own.mean(axis=0), 0, atol=1e-4)
     assert not np.allclose(embedded.rows(1, "test").inputs[0], embedded.rows(2, "train").inputs[0])
@@ -292,4 +292,4 @@ def test_recipes_are_the_same_in_another_process():
         subprocess.run(command, cwd=paths.PROJECT, capture_output=True, text=True, check=True)
         for _ in range(2)
     ]
-    assert runs[0].stdout == runs[1].stdout and len(set(eval(runs[0].stdout))) == 9
+    assert runs[0].stdout == runs[1].stdout and len(set(eval(runs[0].stdout))) == 3

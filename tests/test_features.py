@@ -181,7 +181,7 @@ def test_columns_are_named_and_have_a_family():
     assert len(names) == len(set(names)) > 1000
     known = {"f0_st__p95", "jitter__mean", "hnr_db__voiced_mean", "mfcc00__mean", "duration_s"}
     assert known <= set(names)
-    assert {features.family(name) for name in names} == {*features._FAMILIES, "moving together"}
+    assert {features.family(name) for name in names} == {*features._FAMILIES, "LLD correlations"}
 
 
 def test_a_louder_recording_moves_level_features_only(speech):

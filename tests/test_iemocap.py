@@ -152,7 +152,7 @@ def test_missing_audio_is_reported(one_dialogue, data_folder, monkeypatch):
     wav.parent.mkdir(parents=True)
     soundfile.write(wav, np.zeros(16000), 16000)
     root.rename(data_folder / "iemocap")
-    missing = corpora.validate("iemocap")[0]
+    missing = corpora.validate("iemocap")["missing"]
     assert "audio of iemocap/Ses01F_impro01_M000" in missing
     assert "audio of iemocap/Ses01F_impro01_F000" not in missing
     with pytest.raises(ValueError, match="found 24 of 10039 utterances"):

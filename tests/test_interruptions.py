@@ -48,11 +48,20 @@ def kill(process: subprocess.Popen) -> None:
     process.wait()
 
 
+@pytest.fixture(scope="module")
+def finished(project, tmp_path_factory) -> Path:
+    """The work folder of a run that nothing disturbs."""
+    work = tmp_path_factory.mktemp("finished")
+    done, _ = run_all(project, "--only", f"02,03,05,{NOTEBOOK}", SER_WORK=str(work))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return work
+
+
 @pytest.fixture
-def unfinished(project, finished, tmp_path) -> Path:
-    """The work folder of the finished run, in which one notebook has not run yet."""
+def unfinished(finished, tmp_path) -> Path:
+    """A copy of it, in which one notebook has not run yet."""
     work = tmp_path / "work"
-    shutil.copytree(project / "derived", work)
+    shutil.copytree(finished, work)
     shutil.rmtree(work / "cache/folds")
     for path in [*work.glob(f"demo/runs/*/{NOTEBOOK}_*"), *work.glob("demo/*/predictions/ml_*")]:
         path.unlink()
@@ -60,7 +69,7 @@ def unfinished(project, finished, tmp_path) -> Path:
 
 
 def test_killed_twice_the_results_are_the_same_and_no_fold_is_computed_twice(
-    project, unfinished, tmp_path
+    project, finished, unfinished, tmp_path
 ):
     log, before = tmp_path / "log", stored(unfinished)
     options, variables = ("--only", NOTEBOOK), {"SER_WORK": str(unfinished)}
@@ -81,19 +90,21 @@ def test_killed_twice_the_results_are_the_same_and_no_fold_is_computed_twice(
     assert done.returncode == 0, done.stdout + done.stderr
     now = stored(unfinished)
     assert {name: now.get(name) for name in before} == before
-    predictions = list((project / "derived").glob("demo/*/predictions/ml_*.parquet"))
+    predictions = list(finished.glob("demo/*/predictions/ml_*.parquet"))
     assert len(predictions) > 3
     for path in predictions:
-        again = unfinished / path.relative_to(project / "derived")
+        again = unfinished / path.relative_to(finished)
         pd.testing.assert_frame_equal(pd.read_parquet(path), pd.read_parquet(again))
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_the_results_are_the_same(project, finished, tmp_path):
+def test_killed_at_random_moments_the_results_are_the_same(project, tmp_path):
+    whole, work, log = tmp_path / "whole", tmp_path / "killed", tmp_path / "log"
+    seconds = run_all(project, SER_WORK=str(whole))[1]
     seed = int.from_bytes(os.urandom(4))
     shares = np.random.default_rng(seed).dirichlet(np.ones(N_KILLS))
-    moments = 8 + shares * 0.6 * finished[1]  # 8 s until anything happens
-    work, log, before, ran, n_kills = tmp_path / "killed", tmp_path / "log", {}, set(), 0
+    moments = 8 + shares * 0.6 * seconds  # 8 s until anything happens
+    before, ran, n_kills = {}, set(), 0
     for moment in [*moments, None]:
         process = start(project, log, SER_WORK=str(work))
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -110,8 +121,7 @@ def test_killed_at_random_moments_the_results_are_the_same(project, finished, tm
         if process.returncode == 0:
             break
     assert n_kills >= N_KILLS / 2 and process.returncode == 0, f"{n_kills} kills, seed {seed}"
-    folders = (project / "derived", work)
-    first, second = [next(folder.glob("demo/*/results.csv")) for folder in folders]
+    first, second = [next(folder.glob("demo/*/results.csv")) for folder in (whole, work)]
     assert first.read_bytes() == second.read_bytes() and len(first.read_bytes()) > 1000, seed
 
 
@@ -142,7 +152,7 @@ def test_full_disk_is_told_and_the_run_goes_on_when_there_is_space(project, fini
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"02_\w+ +fresh", done.stdout), done.stdout
     for name in ("utterances", "functionals", "descriptors"):
-        tables = [folder / f"demo/{name}.parquet" for folder in (small_disk, project / "derived")]
+        tables = [folder / f"demo/{name}.parquet" for folder in (small_disk, finished)]
         pd.testing.assert_frame_equal(*map(pd.read_parquet, tables))
 
     before = {path: path.stat().st_mtime_ns for path in small_disk.rglob("*")}

@@ -1,4 +1,4 @@
-"""Metrics against numbers worked out by hand and scikit-learn's; ensembles that align by name and fit on validation rows."""
+"""Metrics against numbers worked out by hand; ensembles that align by name."""
 
 import subprocess
 import sys
@@ -195,7 +195,7 @@ def test_results_table_is_sorted_and_valid(models, folds):
     assert (table["n"] == 160).all() and table["protocol"][0] == "toy, four, 5 folds, inductive"
 
 
-# --- ensembles ----------------------------------------------------------------------------------------------------
+# --- ensembles -----------------------------------------------------------------------------------
 
 
 def test_average_aligns_by_name_and_key(models):
@@ -369,7 +369,7 @@ def test_stacking_without_validation_rows_of_an_emotion_gives_it_zero(models):
     ).all()
 
 
-# --- the command --------------------------------------------------------------------------------------------------
+# --- the command ---------------------------------------------------------------------------------
 
 
 def printed(folder) -> subprocess.CompletedProcess:
@@ -399,7 +399,7 @@ def test_command_says_what_is_wrong_with_a_folder(tmp_path):
     )
 
 
-# --- one of several, and runs that are compared -------------------------------------------------------------------
+# --- one of several, and runs that are compared --------------------------------------------------
 
 
 def test_better_model_is_kept_per_fold_by_its_validation_rows_alone(models, folds):
@@ -442,7 +442,7 @@ def test_compared_runs_are_paired_with_their_model(models, folds):
     assert metrics.comparisons_table({}, {}).empty
 
 
-# --- groups, "unsure", temperature ----------------------------------------------------------------------------------
+# --- how scores are written ----------------------------------------------------------------------
 
 
 def test_scores_are_written_in_per_cent_and_differences_in_points():

@@ -1,6 +1,7 @@
 """Networks: padding changes nothing, scalers learn from inputs, every weight gets a gradient."""
 
 import itertools
+from types import ModuleType
 from urllib.error import URLError
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import scipy.fft
 import torch
 import torchvision
+from test_encoders import notebook_cells
 
 from helpers import nets
 
@@ -38,6 +40,11 @@ SEQUENCE_NETS = [
 ]
 IDS = ["LSTM", "GRU", "two layers", "attention", "convolutions"]
 every_sequence_net = pytest.mark.parametrize(("network", "options"), SEQUENCE_NETS, ids=IDS)
+
+
+@pytest.fixture(scope="module")
+def notebook() -> ModuleType:
+    return notebook_cells("07_cnn", "MfccCNN")
 
 
 def build(name: str, n_classes: int = 3, **options) -> torch.nn.Module:
@@ -76,8 +83,10 @@ def test_logits_are_what_the_head_makes_of_the_embeddings(name):
 @pytest.mark.parametrize("padding", [16, 64])
 @pytest.mark.parametrize("frames", [48, 44])
 @pytest.mark.parametrize("options", [{}, {"channels": (4, 8)}, {"n_mfcc": 20, "channels": (4, 8)}])
-def test_padding_of_images_does_not_change_the_cnns_logits(padding, frames, options):
-    net = build("MelCNN", **options)
+def test_padding_of_images_does_not_change_the_cnns_logits(padding, frames, options, notebook):
+    torch.manual_seed(0)
+    kind = notebook.MfccCNN if "n_mfcc" in options else nets.MelCNN
+    net = kind(3, SHAPES["MelCNN"], **options)
     images = torch.nn.functional.pad(draw("MelCNN")[:, :, :frames], (0, -frames % 16))
     wider = torch.nn.functional.pad(images, (0, padding))
     net.fit_inputs(images)
@@ -99,18 +108,18 @@ def test_more_layers_than_an_image_can_be_halved_are_refused():
         build("MelCNN", n_mfcc=13)
 
 
-def test_mfcc_are_those_of_the_images():
+def test_mfcc_are_those_of_the_images(notebook):
     images = draw("MelCNN")
     images[0, :, 20:] = 0
-    mfcc = nets.MFCC(32, 13)
+    mfcc = notebook.MfccCNN(3, (32, 48), 13, channels=(4, 8))
     level = (images.float() - 128) / 64
     wanted = scipy.fft.dct(level.numpy()[:, ::-1], axis=1, norm="ortho")[:, :13]
     wanted = torch.tensor(wanted.copy())
-    mfcc.fit(images)
+    mfcc.fit_inputs(images)
     valid = torch.cat([wanted[0, :, :20].T, *wanted[1:].transpose(1, 2)])
     torch.testing.assert_close(mfcc.scaler.mean, valid.mean(dim=0), atol=1e-4, rtol=1e-4)
     scaled = (wanted[1] - mfcc.scaler.mean[:, None]) / mfcc.scaler.std[:, None]
-    torch.testing.assert_close(mfcc(level[:, None])[1, 0], scaled, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(mfcc.transform(level[:, None])[1, 0], scaled, atol=1e-3, rtol=1e-3)
 
 
 def test_resnets_have_the_depths_they_say():

@@ -152,7 +152,8 @@ def test_kill_while_writing_leaves_the_old_table(written):
     path, before = written
     script = (
         "import time; from pathlib import Path; from helpers import cache\n"
-        "def slowly(handle):\n    handle.write(b'half'); handle.flush(); print('writing', flush=True); time.sleep(60)\n"
+        "def slowly(handle):\n    handle.write(b'half'); handle.flush()\n"
+        "    print('writing', flush=True); time.sleep(60)\n"
         f"cache.write_atomically(Path({str(path)!r}), slowly)"
     )
     with subprocess.Popen(

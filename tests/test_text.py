@@ -22,7 +22,7 @@ NETWORKS = ["TextCNN", "TextLSTM", "FineTunedText"]
 
 @pytest.fixture(scope="module")
 def cells() -> ModuleType:
-    names = ["spoken", "two_strings", "two_embeddings", "Components", *NETWORKS]
+    names = ["with_dialogue", "spoken", "two_strings", "two_embeddings", "Components", *NETWORKS]
     return notebook_cells("17_text", *names)
 
 
@@ -40,17 +40,17 @@ def spoken_utterances(n_speakers: int = 8, per_emotion: int = 3) -> pd.DataFrame
     return utterances.assign(said=said, before="")
 
 
-def test_before_is_of_the_same_dialogue_in_order():
+def test_before_is_of_the_same_dialogue_in_order(cells):
     lone = dialogue("alone", "alone too", name="").assign(turn=np.nan)
     parts = [dialogue("one", "two", "three", "four"), dialogue("uno", "due", name="d2"), lone]
     table = pd.concat(parts, ignore_index=True)
     shuffled = table.sample(frac=1, random_state=0)
-    found = text.with_dialogue(shuffled, n_before=2)
+    found = cells.with_dialogue(shuffled, n_before=2)
     assert found["utterance_id"].tolist() == shuffled["utterance_id"].tolist()
     before = found.sort_index()["before"].tolist()
     assert before == ["", "one", "one two", "two three", "", "uno", "", ""]
-    assert text.with_dialogue(table, n_before=0)["before"].eq("").all()
-    named = text.with_dialogue(table, 1, names=True)
+    assert cells.with_dialogue(table, n_before=0)["before"].eq("").all()
+    named = cells.with_dialogue(table, 1, names=True)
     assert named.loc[1, ["said", "before", "text"]].tolist() == ["B: two", "A: one", "two"]
     assert (found["said"] == found["text"]).all()
 
@@ -144,13 +144,13 @@ def write_meld(folder, **changes) -> None:
         rows.to_csv(folder / f"{part}_sent_emo.csv", index=False)
 
 
-def test_meld_is_read_with_its_own_division(tmp_path):
+def test_meld_is_read_with_its_own_division(cells, tmp_path):
     write_meld(tmp_path)
     utterances, folds = text.read_meld(tmp_path)
     assert folds["role"].value_counts().to_dict() == {"train": 6, "validation": 2, "test": 4}
     assert set(folds["emotion"]) == {"happy", "neutral"} and utterances["utterance_id"].is_unique
     assert utterances["text"][0] == 'It\'s "train"... 0' and (folds["fold"] == 1).all()
-    with_before = text.with_dialogue(utterances)
+    with_before = cells.with_dialogue(utterances, 3)
     assert with_before.loc[with_before["turn"] == 1, "before"].str.len().gt(0).all()
 
 

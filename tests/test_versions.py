@@ -13,8 +13,8 @@ sys.path.insert(0, str(PROJECT))
 
 from helpers import cache  # noqa: E402
 
-PRODUCERS = ("artifacts", "audio", "augment", "encoders", "estimators", "experiment", "features")
-PRODUCERS += ("nets", "spectrograms", "training")
+PRODUCERS = ("artifacts", "audio", "audit", "augment", "encoders", "estimators", "experiment")
+PRODUCERS += ("features", "nets", "spectrograms", "training")
 
 
 def present() -> dict[str, list]:
@@ -29,8 +29,8 @@ def test_versions():
     recorded = json.loads(cache.VERSIONS.read_text("utf-8"))
     edited = [name for name, entry in present().items() if recorded.get(name) != entry]
     assert not edited, (
-        f"results may change: helpers/{', '.join(edited)}.py was edited. Raise its VERSION if results "
-        "can differ, so that stored ones are made again; then run python tests/test_versions.py"
+        f"results may change: helpers/{', '.join(edited)}.py was edited. Raise its VERSION if "
+        "results can differ, so that stored ones are made again; then run python tests/test_versions.py"
     )
 
 

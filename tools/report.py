@@ -1,5 +1,6 @@
 """The report: executed notebooks as HTML, and one page with results, figures and links to them."""
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -52,7 +53,7 @@ def write_report(books: list[Notebook], outcomes: dict[str, dict], options: Opti
     copy_matching(options.work / "figures", folder, "[0-9][0-9]_*.png")
     drawn = sorted(path.name for path in folder.glob("*.png"))
     figures = {book.name: [n for n in drawn if n[:2] == book.number] for book in books}
-    if (options.labelled / "results.csv").is_file():
+    with contextlib.suppress(FileNotFoundError, ValueError):  # no results, or of an earlier version
         cards = protocol_cards(options.labelled, options.corpus, options.labels)
         write(options.labelled / "cards.json", cards)
     page = TEMPLATES.get_template("report.html").render(
