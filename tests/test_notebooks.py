@@ -138,8 +138,7 @@ def test_nothing_that_hides_or_chains(path):
 def test_code_is_explained(path):
     code, prose = cells(path, "code"), cells(path, "markdown")
     assert len(prose) >= len(code), (
-        f"{path.name}: {len(prose)} markdown cells for {len(code)} code cells: say what each section "
-        "does"
+        f"{path.name}: {len(prose)} markdown cells for {len(code)} code cells: say what each does"
     )
     assert all(text(cell).strip() for cell in cells(path)), f"{path.name}: remove its empty cells"
 
@@ -249,7 +248,7 @@ def test_no_numbers_of_results_in_prose(path):
     for cell in cells(path, "markdown"):
         found = re.findall(r"\bUAR (?:of )?[.\d]+|\b\d+[.,]\d+ ?%", text(cell))
         assert not found, (
-            f"{path.name}: {found} is typed into prose; show it by plots.show_markdown, from variables"
+            f"{path.name}: {found} is typed into prose; use plots.show_markdown with variables"
         )
 
 
@@ -289,5 +288,5 @@ def test_no_file_mentions_the_machine_it_was_made_on():
         and place.search(path.read_text(encoding="utf-8", errors="replace"))
     ]
     assert not guilty, (
-        f"replace the folders of this machine in {guilty}; ./run_all.sh --publish does it for notebooks"
+        f"replace the folders of this machine in {guilty}; for notebooks, publishing does it"
     )

@@ -95,7 +95,10 @@ def test_results_are_shown_again_without_audio(project):
 
 @pytest.fixture
 def three_corpora(tmp_path) -> dict[str, str]:
-    """Folders of one's own: pitch and length tell the emotion; each has its own level, and an emotion that others lack."""
+    """Three folders in which pitch and length tell the emotion.
+
+    Each has its own level, and an emotion that the others do not have.
+    """
     for c, (corpus, extra) in enumerate(
         {"mine": "bored", "yours": "surprised", "theirs": "calm"}.items()
     ):

@@ -42,7 +42,8 @@ if OUT:
     log('write', OUT)
     log('read', OUT)"""
 )
-RESULTS = """model,variant,pretrained,n,uar,uar_low,uar_high,uar_fold_mean,wa,macro_f1,weighted_f1,ece,nll,protocol
+RESULTS = """model,variant,pretrained,n,uar,uar_low,uar_high,uar_fold_mean,wa,macro_f1,\
+weighted_f1,ece,nll,protocol
 svm,inductive,False,96,0.61,0.55,0.68,0.60,0.62,0.6,0.61,0.05,1.02,"demo, four"
 average,inductive,False,96,0.662,0.6,0.72,0.65,0.66,0.65,0.66,0.03,0.91,"demo, four"
 majority,inductive,False,96,0.25,,,0.25,0.31,0.12,0.15,,,"demo, four"
@@ -340,7 +341,11 @@ def test_second_run_is_locked_out(tmp_path):
     assert not (tmp_path / ".lock").exists()
 
 
-@pytest.mark.parametrize("left", ["", "x y", f"{os.getpid()} 1.0", "99999999 1.0"])
+@pytest.mark.parametrize(
+    "left",
+    ["", "x y", f"{os.getpid()} 1.0", "99999999 1.0"],
+    ids=["empty", "no numbers", "number of another process", "no such process"],
+)
 def test_lock_of_a_run_that_ended_is_taken_over(tmp_path, left):
     (tmp_path / ".lock").write_text(left)
     with run.locked(tmp_path):
@@ -632,7 +637,8 @@ def test_publishing_refuses_a_failure(publishable, project):
 def test_badges_follow_the_address_in_pyproject(project):
     url = 'Repository = "https://github.com/me/mine.git"'
     (project / "pyproject.toml").write_text(f"[project.urls]\n{url}\n")
-    badge = "[![Colab](b.svg)](https://colab.research.google.com/github/a/b/blob/main/notebooks/{}.ipynb)"
+    colab = "https://colab.research.google.com/github/a/b/blob/main/notebooks/{}.ipynb"
+    badge = f"[![Colab](b.svg)]({colab})"
     path = write_notebook(project, "01_first", 'REPOSITORY = "https://github.com/a/b"')
     path.write_text(path.read_text().replace("On first", badge.format("01_first")))
     (project / "README.md").write_text(badge.format("01_first"))

@@ -43,7 +43,7 @@ class Options(argparse.Namespace):
         return self.reports / book.path.name
 
     def stamp(self, book: Notebook) -> Path:
-        """Return where a notebook's stamp lies: one for each label set, if the set matters to it."""
+        """Return where a notebook's stamp lies: one for each label set, if it knows label sets."""
         labels = (self.labels or "default") if "LABELS" in book.parameters else "any"
         return self.work / "runs" / labels / f"{book.name}.json"
 

@@ -1,4 +1,4 @@
-"""Publishing: what a run made goes to where it is committed, with nothing that tells of the machine.
+"""Publishing: what a run made goes to where it is committed, without traces of the machine.
 
 Run ``python tools/publish.py tables`` to fill the tables of ``docs/`` from ``data/results`` again.
 """
@@ -57,15 +57,8 @@ def publish(books: list[Notebook], outcomes: dict[str, dict], options: Options) 
         If a notebook failed, ran with other values than its defaults, or changed since, if the
         small model is too large, or a table has no place in ``docs/``; nothing is copied.
     """
-    shown, faults, ready = options.corpus == SHOWN, [], {}
-    for book in books:
-        if outcomes[book.name]["status"] == "failed":
-            faults.append(f"{book.name}: failed ({outcomes[book.name]['reason']})")
-        elif outcomes[book.name]["status"] in ("run", "fresh"):
-            faults += other_values(book, options, shown)
-            ready[book.path] = with_outputs(book, options)
-            if not ready[book.path]:
-                faults.append(f"{book.name}: its code is not the code that ran; run it again")
+    shown = options.corpus == SHOWN
+    ready, faults = with_all_outputs(books, outcomes, options)
     model = options.labelled / "models/average_small"
     megabytes = sum(path.stat().st_size for path in model.rglob("*")) / 1e6
     if megabytes > LARGEST_MODEL_MB:
@@ -96,9 +89,27 @@ def publish(books: list[Notebook], outcomes: dict[str, dict], options: Options) 
     write_tables(books)
 
 
-def other_values(book: Notebook, options: Options, shown: bool) -> list[str]:
+def with_all_outputs(
+    books: list[Notebook], outcomes: dict[str, dict], options: Options
+) -> tuple[dict[Path, str], list[str]]:
+    """Return the notebooks that ran, with their outputs, and what speaks against publishing."""
+    ready, faults = {}, []
+    for book in books:
+        if outcomes[book.name]["status"] == "failed":
+            faults.append(f"{book.name}: failed ({outcomes[book.name]['reason']})")
+        elif outcomes[book.name]["status"] in ("run", "fresh"):
+            faults += other_values(book, options)
+            ready[book.path] = with_outputs(book, options)
+            if not ready[book.path]:
+                faults.append(f"{book.name}: its code is not the code that ran; run it again")
+    return ready, faults
+
+
+def other_values(book: Notebook, options: Options) -> list[str]:
     """Return which values of a notebook were not its defaults, and can be seen in its results."""
-    free = {"DEVICE", "CORPUS"} if shown else {"DEVICE", "CORPUS", "ALLOW_INCOMPLETE"}
+    free = {"DEVICE", "CORPUS"}
+    if options.corpus != SHOWN:
+        free.add("ALLOW_INCOMPLETE")
     used = read_json(options.stamp(book))["made_from"]
     defaults = json.loads(json.dumps(book.parameters))
     return [
@@ -109,7 +120,7 @@ def other_values(book: Notebook, options: Options, shown: bool) -> list[str]:
 
 
 def with_earlier(record: dict, before: dict) -> dict:
-    """Return a run's record, in which notebooks that did not run keep what was published of them."""
+    """Return a run's record, with what was published of notebooks that did not run."""
     done = {name: o for name, o in record["notebooks"].items() if o["status"] != "not run"}
     return record | {"notebooks": before.get("notebooks", {}) | done}
 
