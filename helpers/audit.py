@@ -369,10 +369,9 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m helpers.audit",
         description=main.__doc__,
         epilog="utterances: utterance_id, speaker and, as far as known, group, sentence, "
-        "audio_hash, parent_id (what an augmented copy was made from), emotion, and path for --audio. "
-        "folds: see "
-        "helpers.audit.read_division; may be the same file. A run record is described in "
-        "helpers.audit.audit_record.",
+        "audio_hash, parent_id (what an augmented copy was made from), emotion, and path for "
+        "--audio. folds: see helpers.audit.read_division; may be the same file. A run record is "
+        "described in helpers.audit.audit_record.",
     )
     for name, settings in ARGUMENTS.items():
         parser.add_argument(name, **settings)

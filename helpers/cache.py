@@ -268,7 +268,7 @@ def _cluster(address: str):
     except (ImportError, OSError, ValueError) as error:
         raise ConnectionError(
             f"SER_CLUSTER={address} can't be used ({type(error).__name__}: {error}). Expected: "
-            "Dask (pip install 'dask[distributed]'), a scheduler that runs there (dask scheduler), and "
-            "workers, started in the project's folder: PYTHONPATH=. dask worker "
+            "Dask (pip install 'dask[distributed]'), a scheduler that runs there (dask scheduler), "
+            "and workers, started in the project's folder: PYTHONPATH=. dask worker "
             f"{address} --nworkers auto --nthreads 1. Or unset SER_CLUSTER."
         ) from error

@@ -267,8 +267,8 @@ def test_incomplete_corpus_stops_unless_allowed(folder_of):
     folder_of("ravdess", [*files, *(f"Actor_01/notes {i}.wav" for i in range(11))])
     with pytest.raises(
         ValueError,
-        match=r"(?s)found 12 of 1440 utterances in .*missing \(8\): 96 of 96 neutral, 180 of 192 calm"
-        r".*unexpected \(11\): Actor_01/notes 0.wav.*….*ALLOW_INCOMPLETE = True",
+        match=r"(?s)found 12 of 1440 utterances in .*missing \(8\): 96 of 96 neutral, "
+        r"180 of 192 calm.*unexpected \(11\): Actor_01/notes 0.wav.*….*ALLOW_INCOMPLETE = True",
     ):
         corpora.require_complete("ravdess")
     assert "going on with what is there" in corpora.require_complete(

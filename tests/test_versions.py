@@ -30,7 +30,8 @@ def test_versions():
     edited = [name for name, entry in present().items() if recorded.get(name) != entry]
     assert not edited, (
         f"results may change: helpers/{', '.join(edited)}.py was edited. Raise its VERSION if "
-        "results can differ, so that stored ones are made again; then run python tests/test_versions.py"
+        "results can differ, so that stored ones are made again; then run "
+        "python tests/test_versions.py"
     )
 
 
