@@ -251,8 +251,7 @@ def voice_activity(signal: np.ndarray, method: str = "auto") -> np.ndarray:
         shorter than ``KEPT_PAUSE_S`` belong to a part. No rows where nobody speaks.
     """
     if HAS_SILERO and method == "auto":
-        found = _silero()(signal, sampling_rate=SAMPLING_RATE)
-        found = [(part["start"], part["end"]) for part in found]
+        found = [(part["start"], part["end"]) for part in _silero()(signal)]
         parts = np.array(found, int).reshape(-1, 2)
     else:
         rms = frame_rms(signal)
@@ -307,8 +306,11 @@ def _silero() -> functools.partial:
     import silero_vad
 
     torch.set_num_threads(threads)  # importing it set them to one, for the whole process
-    model = silero_vad.load_silero_vad()
-    return functools.partial(silero_vad.get_speech_timestamps, model=model)
+    return functools.partial(
+        silero_vad.get_speech_timestamps,
+        model=silero_vad.load_silero_vad(),
+        sampling_rate=SAMPLING_RATE,
+    )
 
 
 def _file_key(path: str, start_s: float, end_s: float) -> str:
