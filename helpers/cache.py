@@ -56,7 +56,7 @@ def source_of(thing: Callable) -> str:
     defined, found, waiting = {}, {}, [thing.__name__]
     for cell in main.get("In") or [Path(main["__file__"]).read_text("utf-8")]:
         with contextlib.suppress(SyntaxError):  # a magic; it defines nothing
-            nodes = (n for n in _code(cell).body if isinstance(n, (ast.ClassDef, ast.FunctionDef)))
+            nodes = (n for n in code_of(cell).body if isinstance(n, ast.ClassDef | ast.FunctionDef))
             defined.update((node.name, node) for node in nodes)
     while waiting:
         name = waiting.pop()
@@ -174,9 +174,19 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def code_hash(module: Path) -> str:
+def code_hash(path: Path) -> str:
     """Hash a module's code without comments and docstrings."""
-    return hashlib.sha256(ast.unparse(_code(module.read_text("utf-8"))).encode()).hexdigest()[:16]
+    return hashlib.sha256(ast.unparse(code_of(path.read_text("utf-8"))).encode()).hexdigest()[:16]
+
+
+def code_of(source: str, where: str = "<unknown>") -> ast.Module:
+    """Parse Python code without its comments and docstrings; ``where`` is for syntax errors."""
+    tree = ast.parse(source, where)
+    for node in ast.walk(tree):
+        documented = isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Module))
+        if documented and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return tree
 
 
 @functools.cache
@@ -190,15 +200,6 @@ def warn_of_edited_modules() -> None:
                 "python tests/test_versions.py",
                 stacklevel=2,
             )
-
-
-def _code(source: str) -> ast.Module:
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        documented = isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Module))
-        if documented and ast.get_docstring(node) is not None:
-            node.body = node.body[1:] or [ast.Pass()]
-    return tree
 
 
 def _folder(kind: str, version: int | tuple[int, ...]) -> Path:

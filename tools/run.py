@@ -25,7 +25,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from helpers import corpora, paths, tables
-from helpers.cache import hash_of
+from helpers.cache import code_of, hash_of
 from tools.notebook import Notebook, Options, Refused, read_json, read_notebooks, values_for, write
 from tools.publish import publish, write_badges
 from tools.report import write_report
@@ -37,7 +37,6 @@ MISSING = {
     "CorporaMissing": "one corpus alone",
 }
 AVAILABLE = "available:"  # stands in a stamp for which corpora and models there are
-DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef)
 EXIT_CODES = {Refused: 2, KeyboardInterrupt: 130}
 
 
@@ -211,11 +210,7 @@ def made_from(book: Notebook, values: dict, options: Options) -> dict:
 @functools.cache  # most notebooks lead to the same modules, and parsing takes time
 def parsed(source: str, where: str) -> tuple[str, list[str]]:
     """Return code without comments, docstrings and ``CORPORA``, and the helpers that it imports."""
-    tree = ast.parse(source, where)
-    for node in ast.walk(tree):
-        if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
-            node.body = node.body[1:]
-    statements = [ast.unparse(node) for node in tree.body]
+    statements = [ast.unparse(node) for node in code_of(source, where).body]
     code = "\n".join(text for text in statements if not re.match(r"CORPORA\b[^=\n]* =", text))
     names = re.findall(r"\bhelpers\.(\w+)", code)
     for clause in re.findall(r"\bfrom helpers import (.+)", code):
