@@ -13,6 +13,7 @@ import hashlib
 import importlib.metadata
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -20,8 +21,8 @@ import numpy as np
 import pandas as pd
 import safetensors.numpy
 
-from helpers import audio, features, spectrograms
-from helpers.cache import hash_of, map_clips, write_atomically
+from helpers import audio, augment, features, spectrograms
+from helpers.cache import source_of, write_atomically
 from helpers.corpora import emotion_order
 from helpers.ensemble import pool, softmax
 
@@ -100,11 +101,11 @@ class Input:
 
 
 def read_clips(
-    utterances: pd.DataFrame, reads: Input, n_jobs: int = -1, speed: float = 1.0
+    utterances: pd.DataFrame, reads: Input, n_jobs: int = -1, change: Callable | None = None
 ) -> np.ndarray:
     """Compute what a model reads of each utterance; what is stored is not computed again.
 
-    Use it for inputs that no notebook stores as a table, e.g. channel-normalised ones.
+    Use it for inputs that no notebook stores as a table: channel-normalised ones, changed copies.
 
     Parameters
     ----------
@@ -114,24 +115,20 @@ def read_clips(
         How a signal becomes an input.
     n_jobs
         Processes; -1 for all cores.
-    speed
-        Of a speed perturbation, e.g. 0.9 (see ``augment.change_speed``).
+    change
+        Applied to each signal first: a function of ``augment``, with its arguments
+        (``functools.partial``).
 
     Returns
     -------
     np.ndarray [shape=(n_utterances, ...)]
     """
-    from helpers import augment  # late: it imports torch, which most processes do without
-
-    change = functools.partial(augment.change_speed, speed=speed) if speed != 1 else np.asarray
-    jobs = utterances[["path", "start_s", "end_s"]].itertuples(index=False, name=None)
-    keys = [hash_of(digest, reads.key, float(speed)) for digest in utterances["audio_hash"]]
-    found = map_clips(
-        functools.partial(_read_clip, reads, change),
-        jobs,
-        kind="inputs",
-        version=(VERSION, audio.VERSION, features.VERSION, spectrograms.VERSION, augment.VERSION),
-        keys=keys,
+    found = audio.map_signals(
+        functools.partial(_read_changed, reads, change or np.asarray),
+        utterances,
+        "inputs",
+        reads.key + (source_of(change) if change else ""),
+        (VERSION, features.VERSION, spectrograms.VERSION, augment.VERSION),
         n_jobs=n_jobs,
         progress=reads.kind,
     )
@@ -551,8 +548,8 @@ def require(condition: bool, text: str) -> None:
         raise Refused(text)
 
 
-def _read_clip(reads: Input, change, *clip) -> np.ndarray:
-    return reads(change(audio.load(*clip)))
+def _read_changed(reads: Input, change: Callable, signal: np.ndarray) -> np.ndarray:
+    return reads(change(signal))
 
 
 @functools.lru_cache(maxsize=64)

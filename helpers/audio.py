@@ -11,11 +11,11 @@ import hashlib
 import importlib.util
 import json
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import scipy.fft
 import soundfile
 import soxr
 from numpy.lib.stride_tricks import sliding_window_view
@@ -168,6 +168,42 @@ def measure_all(utterances: pd.DataFrame, n_jobs: int = -1) -> pd.DataFrame:
     return table.assign(quality=repeated.where(other.notna() & (other != ids), table["quality"]))
 
 
+def map_signals(
+    compute: Callable[[np.ndarray], np.ndarray],
+    utterances: pd.DataFrame,
+    kind: str,
+    key: str,
+    version: tuple[int, ...],
+    *,
+    n_jobs: int = -1,
+    progress: str = "",
+) -> Iterator[np.ndarray]:
+    """Call ``compute(signal)`` for every utterance, in parallel; stored results are read.
+
+    Parameters
+    ----------
+    compute
+        A function of a module, or a ``functools.partial`` of one.
+    utterances
+        With ``path``, ``start_s``, ``end_s`` (s, NaN for the whole file) and ``audio_hash``.
+    kind, n_jobs, progress
+        As for ``cache.map_clips``.
+    key
+        What the result depends on besides the audio: the settings of `compute`.
+    version
+        Of the modules besides this one that `compute` depends on.
+    """
+    return map_clips(
+        functools.partial(_of_file, compute),
+        utterances[["path", "start_s", "end_s"]].itertuples(index=False, name=None),
+        kind=kind,
+        version=(VERSION, *version),
+        keys=[hash_of(digest, key) for digest in utterances["audio_hash"]],
+        n_jobs=n_jobs,
+        progress=progress or kind,
+    )
+
+
 def channel_normalise(signal: np.ndarray) -> np.ndarray:
     """Remove from a recording what depends on the microphone: level, noise floor, bandwidth.
 
@@ -190,14 +226,8 @@ def channel_normalise(signal: np.ndarray) -> np.ndarray:
     signal = signal * (10 ** (LEVEL_DBFS / 20) / max(frame_rms(signal).max(), 1e-5))
     # a low-pass of 129 symmetric taps: a sinc under a Hamming window, so that nothing is delayed
     taps = np.sinc(2 * TOP_HZ / SAMPLING_RATE * (np.arange(129) - 64)) * np.hamming(129)
-    taps /= taps.sum()
-    # overlap-save: short transforms fit into the processor's cache
-    n_fft, step, delay = 1024, 1024 - len(taps) + 1, len(taps) // 2
-    padded = np.pad(signal.astype(float), (delay, delay + -len(signal) % step))
-    blocks = sliding_window_view(padded, n_fft)[::step]
-    filtered = scipy.fft.irfft(scipy.fft.rfft(blocks) * scipy.fft.rfft(taps, n_fft), n_fft)
     noise = np.random.default_rng(0).standard_normal(len(signal)) * 10 ** (FLOOR_DBFS / 20)
-    return (filtered[:, len(taps) - 1 :].ravel()[: len(signal)] + noise).astype(np.float32)
+    return (np.convolve(signal, taps / taps.sum(), "same") + noise).astype(np.float32)
 
 
 def recording_statistics(signal: np.ndarray) -> dict[str, float]:
@@ -262,19 +292,6 @@ def voice_activity(signal: np.ndarray, method: str = "auto") -> np.ndarray:
     return np.stack([starts, stops], axis=1).clip(0, len(signal))
 
 
-def speech_only(signal: np.ndarray, parts: np.ndarray, margin_s: float = 0.1) -> np.ndarray:
-    """Return the parts of a clip that :func:`voice_activity` found, each with a margin, joined.
-
-    A clip in which no speech was found is returned unchanged: a detector may miss a whisper.
-    """
-    margin = round(margin_s * SAMPLING_RATE)
-    middles = (parts[:-1, 1] + parts[1:, 0]) // 2  # margins end there, so that they never overlap
-    starts = np.maximum(parts[:, 0] - margin, [0, *middles])
-    stops = np.minimum(parts[:, 1] + margin, [*middles, len(signal)])
-    kept = [signal[i:j] for i, j in zip(starts, stops, strict=True)]
-    return np.concatenate(kept) if kept else signal
-
-
 def frame_rms(signal: np.ndarray, frame_length: int = 512, hop_length: int = 160) -> np.ndarray:
     """Return the root mean square of each centred frame, shape ``(n_frames,)``.
 
@@ -311,6 +328,10 @@ def _silero() -> functools.partial:
         model=silero_vad.load_silero_vad(),
         sampling_rate=SAMPLING_RATE,
     )
+
+
+def _of_file(compute: Callable, path: str, start_s: float, end_s: float) -> np.ndarray:
+    return compute(load(path, start_s, end_s))
 
 
 def _file_key(path: str, start_s: float, end_s: float) -> str:

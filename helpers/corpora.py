@@ -138,10 +138,6 @@ class Corpus:
         return next(iter(self.label_sets), "native")
 
 
-class CorporaMissing(FileNotFoundError):
-    """Fewer corpora are there than a comparison needs; ``run_all.sh`` then skips the notebook."""
-
-
 def get(name: str) -> Corpus:
     """Return the record of a corpus; any other name is a user's own folder ``SER_DATA/<name>``."""
     if not re.fullmatch(r"[\w-]+", name):
@@ -228,11 +224,11 @@ def require_several(names: list[str]) -> None:
 
     Raises
     ------
-    CorporaMissing
+    paths.Missing
         With the names of corpora that can be added.
     """
     if len(names) < 2:
-        raise CorporaMissing(
+        raise paths.Missing(
             f"a comparison needs two corpora, and {', '.join(names) or 'none'} can be used: put "
             f"others under {paths.data()} ({', '.join(sorted({*CORPORA} - {'demo', 'basic6'}))})"
         )

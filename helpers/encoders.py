@@ -56,10 +56,6 @@ SMALL = {  # settings of tiny models; each kind reads its own
 }
 
 
-class WeightsMissing(FileNotFoundError):
-    """Weights are neither on this machine nor on the hub; run_all.sh marks the notebook skipped."""
-
-
 def locate(name: str) -> Path:
     """Return the folder with a pretrained model's files.
 
@@ -78,7 +74,7 @@ def locate(name: str) -> Path:
 
     Raises
     ------
-    WeightsMissing
+    paths.Missing
         If the model is not found; the text names the files and where to put them.
     """
     if name.startswith(TINY):
@@ -126,19 +122,17 @@ def load(name: str, weights: str = "") -> nn.Module:
 
 
 def prepare(
-    utterances: pd.DataFrame, detector: str = "auto", longest_s: float = 15.0, n_jobs: int = -1
+    utterances: pd.DataFrame, longest_s: float = 15.0, n_jobs: int = -1
 ) -> list[np.ndarray]:
-    """Read every clip without its silent parts.
+    """Read every clip without the silence at its ends.
 
     Parameters
     ----------
     utterances
         With ``path``, ``start_s``, ``end_s`` and ``audio_hash``.
-    detector
-        See ``audio.voice_activity``.
     longest_s
-        A clip with more speech than this is cut off there: the cost of an encoder grows with the
-        square of the duration.
+        A longer clip is cut off there: the cost of an encoder grows with the square of the
+        duration.
     n_jobs
         Processes.
 
@@ -147,18 +141,9 @@ def prepare(
     list of np.ndarray [shape=(n_samples,), int16]
         A clip per utterance, in the same order.
     """
-    clips = utterances[["path", "start_s", "end_s"]].assign(detector=detector)
-    speech = map_clips(
-        _speech,
-        clips.itertuples(index=False, name=None),
-        kind="speech",
-        version=(audio.VERSION, VERSION),
-        keys=[hash_of(digest, detector, audio.HAS_SILERO) for digest in utterances["audio_hash"]],
-        n_jobs=n_jobs,
-        progress="clips without silence",
-    )
+    clips = audio.map_signals(_samples, utterances, "samples", "", (VERSION,), n_jobs=n_jobs)
     longest = round(longest_s * audio.SAMPLING_RATE)
-    return [samples[:longest] for samples in speech]
+    return [samples[:longest] for samples in clips]
 
 
 class SpeechEncoder(nn.Module):
@@ -323,11 +308,10 @@ def layer_rates(
     return groups
 
 
-def _speech(path: str, start_s: float, end_s: float, detector: str) -> np.ndarray:
-    """Return a clip's samples without silence, int16; none of them is ``PADDING``."""
-    signal = audio.load(path, start_s, end_s)
-    samples = audio.speech_only(signal, audio.voice_activity(signal, detector)) * 32768
-    return np.clip(np.round(samples), -32767, 32767).astype(np.int16)
+def _samples(signal: np.ndarray) -> np.ndarray:
+    """Return a clip's samples as int16; none of them is ``PADDING``."""
+    samples = np.round(audio.trim(signal) * 32768)
+    return np.clip(samples, -32767, 32767).astype(np.int16)
 
 
 def _complete(folder: Path) -> bool:
@@ -343,7 +327,7 @@ def _from_hub(name: str) -> Path:
                 return folder
         raise FileNotFoundError(f"it has no {' or '.join(WEIGHTS)}")
     except Exception as error:  # of the hub's client or of its HTTP library
-        raise WeightsMissing(
+        raise paths.Missing(
             f"the weights of {name} are not on this machine and could not be downloaded "
             f"({type(error).__name__}: {str(error).strip()[:200]}). Where there is a network, put "
             "config.json, preprocessor_config.json (speech) or tokenizer.json and "

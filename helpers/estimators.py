@@ -26,7 +26,7 @@ from sklearn.utils.validation import validate_data
 
 from helpers import artifacts, cache, experiment
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -76,30 +76,29 @@ class Classical:
             probabilities of shape ``(n_rows, n_classes)``; ``steps`` (which roles each step saw)
             and ``notes`` (the setting).
         """
-        tried = []
-        for setting in model_selection.ParameterGrid(self.grid):
+        settings, losses, found = list(model_selection.ParameterGrid(self.grid)), [], []
+        for setting in settings:
             model = fit_seeded(clone(self.estimator).set_params(**setting), train, seed)
-            found = _all_columns(model, validation.inputs, n_classes)
-            nll = -float(np.log(found[np.arange(len(found)), validation.classes] + 1e-9).mean())
-            tried.append((nll, setting, found))
-        nll, setting, found = min(tried, key=lambda row: row[0])
-        model = clone(self.estimator).set_params(**setting)
+            found.append(_all_columns(model, validation.inputs, n_classes))
+            of_truth = found[-1][np.arange(len(validation.classes)), validation.classes]
+            losses.append(-float(np.log(of_truth + 1e-9).mean()))
+        best = int(np.argmin(losses))
+        model = clone(self.estimator).set_params(**settings[best])
         fit_seeded(model, train + validation, seed)
         steps = {"fit": ["train", "validation"], "select": ["validation"]}
         if train.copies is not None:
             steps["augment"] = steps["fit"]
-        names = {name.split("__")[-1]: value for name, value in setting.items()}
         return {
-            "validation": found,
+            "validation": found[best],
             "test": _all_columns(model, test, n_classes),
             "steps": steps,
-            "notes": {"setting": names, "validation_nll": round(nll, 4)},
+            "notes": search_notes(settings, losses),
         }
 
     def refit(
         self, record: dict, rows: experiment.FoldRows, n_classes: int, seed: int = 0
     ) -> artifacts.Part:
-        """Fit the final model: on all speakers, with the setting that most folds chose.
+        """Fit the final model: on all speakers, with the setting that was best over the folds.
 
         Parameters
         ----------
@@ -119,9 +118,8 @@ class Classical:
         ValueError
             If the model is not linear: such models can't be saved.
         """
-        setting = frozen_setting(record)
-        chosen = {name: setting[name.split("__")[-1]] for name in self.grid}
-        fitted = fit_seeded(clone(self.estimator).set_params(**chosen), rows, seed)
+        chosen = clone(self.estimator).set_params(**frozen_setting(record))
+        fitted = fit_seeded(chosen, rows, seed)
         return _linear_part(self.name, fitted, n_classes)
 
 
@@ -242,24 +240,25 @@ def fit_seeded(model: BaseEstimator, rows: experiment.FoldRows, seed: int) -> Ba
         return model.fit(rows.inputs, rows.classes)
 
 
-def frozen_setting(record: dict) -> dict:
-    """Return the setting of a final model: per name the most frequent choice of the folds.
+def search_notes(settings: list[dict], losses: list[float]) -> dict:
+    """Return what a run record says of a search: every setting with its loss, and the best one."""
+    tried = [s | {"validation_nll": x} for s, x in zip(settings, losses, strict=True)]
+    return {"setting": settings[int(np.argmin(losses))], "tried": tried}
 
-    Of numbers that were drawn, so that no two folds have the same one, it is the median.
+
+def frozen_setting(record: dict) -> dict:
+    """Return the setting of a final model: the one with the lowest loss on average over the folds.
 
     Parameters
     ----------
     record
-        Run record of the cross-validation.
+        Run record of the cross-validation, in which every fold tried the same settings.
     """
-    settings = [fold["notes"].get("setting", {}) for fold in record["folds"].values()]
-    frozen = {}
-    for name in settings[0]:
-        values = [setting[name] for setting in settings]
-        frozen[name] = max(values, key=values.count)
-        if values.count(frozen[name]) == 1 and all(isinstance(v, float) for v in values):
-            frozen[name] = float(np.median(values))
-    return frozen
+    tried = [fold["notes"].get("tried", [{}]) for fold in record["folds"].values()]
+    losses = [[one.get("validation_nll", 0) for one in own] for own in tried]
+    best = dict(tried[0][np.mean(losses, axis=0).argmin()])
+    best.pop("validation_nll", None)
+    return best
 
 
 def _calibrated(classifier: BaseEstimator) -> calibration.CalibratedClassifierCV:

@@ -381,8 +381,6 @@ def fit_stored(
     versions = (VERSION, nets.VERSION, training.VERSION, estimators.VERSION)
     data = [train.inputs, train.classes, validation.inputs, validation.classes]
     data += [train.speakers.tolist(), validation.speakers.tolist(), train.copies, validation.copies]
-    if getattr(model, "copies", None) is not None:  # which are made of these clips
-        data.append(train.ids.tolist())
     made = {}
 
     def make() -> dict:

@@ -11,9 +11,8 @@ All descriptors are computed from the same power spectrum, so a clip is Fourier-
 """
 
 import itertools
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, partial
 
 import librosa
 import numpy as np
@@ -22,7 +21,6 @@ import scipy.fft
 from numpy.lib.stride_tricks import sliding_window_view
 
 from helpers import audio
-from helpers.cache import hash_of, map_clips
 
 VERSION = 1  # raise it when a change of this module changes results
 _FLOOR = 1e-10  # power that counts as silence: -100 dB
@@ -191,8 +189,9 @@ def functionals_table(
         ``utterance_id`` and one float32 column per functional, rows in the order of `utterances`.
     """
     columns = list(functionals(np.zeros(front_end.sampling_rate, np.float32), front_end))
-    rows = map_utterances(
-        _functional_values, utterances, front_end, "functionals", n_jobs=n_jobs, progress=progress
+    compute, key = partial(_functional_values, front_end), repr(front_end)
+    rows = audio.map_signals(
+        compute, utterances, "functionals", key, (VERSION,), n_jobs=n_jobs, progress=progress
     )
     values = np.array(list(rows), np.float32).reshape(-1, len(columns))
     return pd.DataFrame(values, utterances["utterance_id"], columns).reset_index()
@@ -214,8 +213,9 @@ def descriptors_table(
         One row per frame, in order: ``utterance_id`` and the float32 columns of
         :func:`clip_descriptors`, named as by :func:`describe`.
     """
+    compute, key = partial(clip_descriptors, front_end=front_end), repr(front_end)
     clips = list(
-        map_utterances(clip_descriptors, utterances, front_end, "descriptors", n_jobs=n_jobs)
+        audio.map_signals(compute, utterances, "descriptors", key, (VERSION,), n_jobs=n_jobs)
     )
     ids = utterances["utterance_id"].repeat(list(map(len, clips)))
     names = _descriptor_names(front_end)[front_end.n_mels :]
@@ -243,43 +243,6 @@ def clip_descriptors(
     """
     signal = audio.trim(signal, front_end.trim_db) if trim else signal
     return describe(signal, front_end)[0][:, front_end.n_mels :]
-
-
-def map_utterances(
-    compute: Callable,
-    utterances: pd.DataFrame,
-    front_end: FrontEnd,
-    kind: str,
-    version: tuple[int, ...] = (),
-    *,
-    n_jobs: int = -1,
-    progress: str = "",
-) -> Iterator[np.ndarray]:
-    """Call ``compute(signal, front_end)`` for every utterance, in parallel; results are stored.
-
-    Parameters
-    ----------
-    compute
-        A function of a module that returns an array.
-    utterances
-        With ``tables.CLIP``.
-    front_end
-        Analysis parameters; with the audio hash they are the key of a stored result.
-    kind, n_jobs, progress
-        As for ``cache.map_clips``.
-    version
-        Of the modules besides this one and ``audio`` that `compute` depends on.
-    """
-    settings, places = asdict(front_end), utterances[["path", "start_s", "end_s"]]
-    return map_clips(
-        _of_file,
-        [(*place, compute, front_end) for place in places.itertuples(index=False)],
-        kind=kind,
-        version=(audio.VERSION, VERSION, *version),
-        keys=[hash_of(audio_hash, settings) for audio_hash in utterances["audio_hash"]],
-        n_jobs=n_jobs,
-        progress=progress or kind,
-    )
 
 
 def split_clips(frames: pd.DataFrame) -> tuple[pd.Series, list[np.ndarray]]:
@@ -426,12 +389,8 @@ def normalise_by_enrolment(
     return ((values - mean) / (np.sqrt(squares / (n + prior)) + 1e-6)).astype(np.float32)
 
 
-def _of_file(path: str, start_s: float, end_s: float, compute: Callable, fe: FrontEnd):
-    return compute(audio.load(path, start_s, end_s, fe.sampling_rate), fe)
-
-
-def _functional_values(signal: np.ndarray, fe: FrontEnd) -> np.ndarray:
-    return np.array(list(functionals(signal, fe).values()), np.float32)
+def _functional_values(front_end: FrontEnd, signal: np.ndarray) -> np.ndarray:
+    return np.array(list(functionals(signal, front_end).values()), np.float32)
 
 
 # --- descriptors ---------------------------------------------------------------------------------

@@ -25,6 +25,10 @@ COLAB = Path("/content")
 COPY_EVERY_S = 300  # between copies to the mirror
 
 
+class Missing(FileNotFoundError):
+    """What a notebook can't do without is not on this machine: run_all.sh skips the notebook."""
+
+
 def data() -> Path:
     """Return the folder of the raw corpora (``SER_DATA``)."""
     return _folder("SER_DATA", PROJECT / "data/raw")

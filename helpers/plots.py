@@ -1,6 +1,5 @@
 """One style for all figures: each emotion has one colour and one place, everywhere."""
 
-import warnings
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -118,76 +117,6 @@ def learning_curves(curves: pd.DataFrame, axes: np.ndarray) -> None:
         axis.set(xlabel="epoch", ylabel="cross-entropy", title=title)
     kept = curves[curves["kept"]]
     axes[1].plot(kept["epoch"], kept["validation_nll"], "o", color=RED, ms=5)
-
-
-def grad_cam(net, layer, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Return, for each pixel, how much its surroundings raised the score of a class (Grad-CAM).
-
-    Parameters
-    ----------
-    net : torch.nn.Module
-        A trained network, in evaluation mode, on the CPU.
-    layer : torch.nn.Module
-        The convolutional part whose maps are weighted; a late one.
-    images : np.ndarray [shape=(n_images, n_bands, n_frames), uint8]
-    classes : np.ndarray [shape=(n_images,), int]
-        The class to explain, per image.
-
-    Returns
-    -------
-    np.ndarray [shape as images, float32]
-        0 to 1, 1 being the highest of each image.
-
-    References
-    ----------
-    R. Selvaraju et al., "Grad-CAM: Visual explanations from deep networks via gradient-based
-    localization", ICCV 2017.
-    """
-    import torch  # late: most notebooks draw without it
-    from captum.attr import LayerGradCam
-
-    targets = torch.tensor(np.asarray(classes))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # images are integers; maps have gradients
-        explainer = LayerGradCam(net, layer)
-        maps = explainer.attribute(torch.tensor(images), targets, relu_attributions=True)
-    maps = torch.nn.functional.interpolate(maps.detach(), images.shape[1:], mode="bilinear")[:, 0]
-    return (maps / maps.amax(dim=(1, 2), keepdim=True).clamp(min=1e-9)).numpy()
-
-
-def overlay(images: np.ndarray, maps: np.ndarray, titles: list[str], axes: np.ndarray) -> None:
-    """Draw mel images in grey with a map (0 to 1) over each, cut at the longest clip."""
-    width = images.any(axis=(0, 1)).nonzero()[0].max(initial=0) + 1
-    for axis in axes.flat:
-        axis.axis("off")
-    for axis, image, heat, title in zip(axes.flat, images, maps, titles, strict=False):
-        heat = heat[:, :width]
-        axis.imshow(image[:, :width], cmap="gray", aspect="auto", vmin=0, vmax=255)
-        axis.imshow(heat, cmap="inferno", aspect="auto", vmin=0, vmax=1, alpha=0.55 * heat)
-        axis.set_title(title, fontsize=10)
-
-
-def most_confident(
-    probability: np.ndarray, rows: pd.DataFrame, emotions: list[str]
-) -> pd.DataFrame:
-    """Return, per emotion, the clip that was recognised with the highest probability.
-
-    Parameters
-    ----------
-    probability : np.ndarray [shape=(n_rows, n_emotions)]
-    rows
-        ``utterance_id, emotion`` of each row.
-    emotions
-        Of the columns.
-
-    Returns
-    -------
-    pd.DataFrame
-        Index emotion; ``utterance_id`` and ``p``. Emotions never recognised are not in it.
-    """
-    right = np.array(emotions)[probability.argmax(axis=1)] == rows["emotion"].to_numpy(str)
-    found = rows[["utterance_id", "emotion"]].assign(p=probability.max(axis=1))[right]
-    return found.sort_values("p").drop_duplicates("emotion", keep="last").set_index("emotion")
 
 
 def timeline(windows: pd.DataFrame, axis: plt.Axes) -> None:

@@ -8,6 +8,7 @@ loudness of a clip stays visible. 0 is padding. Files are at ``<folder>/<stem>.p
 hold no label.
 """
 
+import functools
 import io
 import zlib
 from pathlib import Path
@@ -16,9 +17,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from helpers import audio
+from helpers import audio, features
 from helpers.cache import write_atomically
-from helpers.features import FrontEnd, map_utterances, mel_spectrogram
+from helpers.features import FrontEnd, mel_spectrogram
 
 VERSION = 1  # raise it when a change of this module changes results
 # 64 bands and a 40 ms frame every 20 ms suffice for a small network. No zero-padding: bins of 25 Hz
@@ -92,7 +93,10 @@ def write_images(
     """
     from helpers.tables import note_output  # late: reading a signal does not need tables
 
-    contents = map_utterances(_png, utterances, front_end, "images", (VERSION,), n_jobs=n_jobs)
+    compute, versions = functools.partial(_png, front_end), (features.VERSION, VERSION)
+    contents = audio.map_signals(
+        compute, utterances, "images", repr(front_end), versions, n_jobs=n_jobs
+    )
     rows = []
     for utterance_id, content in zip(utterances["utterance_id"], contents, strict=True):
         name, png = f"{utterance_id.split('/', 1)[1]}.png", content.tobytes()
@@ -145,7 +149,7 @@ def _padded(image: np.ndarray, n_frames: int) -> np.ndarray:
     return np.pad(image[:, :n_frames], ((0, 0), (0, max(n_frames - image.shape[1], 0))))
 
 
-def _png(signal: np.ndarray, front_end: FrontEnd) -> np.ndarray:
+def _png(front_end: FrontEnd, signal: np.ndarray) -> np.ndarray:
     """Return the bytes of a clip's image file, uint8."""
     image, file = Image.fromarray(mel_image(signal, front_end)), io.BytesIO()
     image.save(file, "PNG", compress_level=1, compress_type=zlib.Z_RLE)

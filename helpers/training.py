@@ -8,9 +8,8 @@ with the same bits as one that was not.
 """
 
 import copy
-import hashlib
-import io
 import sys
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -20,7 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 from tqdm import tqdm
 
-from helpers import artifacts, augment, cache, estimators, experiment, nets, paths
+from helpers import artifacts, cache, estimators, experiment, nets, paths
 
 VERSION = 1
 OPTIMISERS = {
@@ -98,14 +97,9 @@ class Network:
     shift
         Images are shifted in time by up to so many pixels, and in frequency by up to two, anew in
         each epoch.
-    copies
-        Augmented copies of the waveforms to train on in place of the clips themselves.
-    search, trials
-        Settings to choose per fold, on its validation speakers, in so many trials: name of an
-        attribute or option → list of choices, or (lowest, highest) on a logarithmic scale. In the
-        first trial the network has its own settings, where these are among the choices. Half of the
-        trials are drawn at random, the others where earlier ones were good (Optuna's TPE; Bergstra
-        et al. 2011).
+    search
+        Settings (name of an attribute or option → value) of which each fold chooses one: the one
+        with the lowest negative log-likelihood on its validation speakers.
     device, precision
         "auto": a GPU if there is one, and bfloat16 where the device computes in it; else "cpu" or
         "cuda", "float32".
@@ -131,9 +125,7 @@ class Network:
     class_weights: bool = True
     clip: float = 5.0
     shift: int = 0
-    copies: augment.Copies | None = None
-    search: dict = field(default_factory=dict)
-    trials: int = 0
+    search: list[dict] = field(default_factory=list)
     device: str = "auto"
     precision: str = "auto"
 
@@ -150,10 +142,7 @@ class Network:
         no_part = {"name": self.name, "device": self.device, "precision": "auto"}
         settings = {k: v for k, v in vars(self).items() if k not in no_part or v != no_part[k]}
         settings["build"] = settings.pop("source")
-        settings["copies"] = self.copies and self.copies.recipe()
         modules = {base.__module__ for base in getattr(self.build, "__mro__", ())}
-        if self.shift or self.copies:
-            modules.add("helpers.augment")
         own = [name for name in sorted(modules) if name.startswith("helpers.")]
         return settings | {"versions": {n: getattr(sys.modules[n], "VERSION", 0) for n in own}}
 
@@ -191,9 +180,8 @@ class Network:
         MemoryError
             If memory ran out; the text says which setting to lower.
         """
-        if self.trials:
+        if self.search:
             return self._search(train, validation, test, n_classes, seed)
-        augmented = self.copies is not None or train.copies is not None
         try:
             trainer = Trainer(self, train.with_copies(), validation, n_classes, seed)
             trainer.run()
@@ -201,14 +189,14 @@ class Network:
                 "validation": trainer.predict(validation.inputs),
                 "test": trainer.predict(test),
                 "steps": {"fit": ["train"], "stop": ["validation"]}
-                | ({"augment": ["train"]} if augmented else {}),
+                | ({} if train.copies is None else {"augment": ["train"]}),
                 "notes": {
                     "best_epoch": trainer.best["epoch"],
                     "curves": trainer.curves,
                     "parameters": sum(p.numel() for p in trainer.net.parameters()),
                 },
                 "weights": trainer.arrays(),
-                "scratch": trainer.folder,
+                "scratch": trainer.checkpoint.parent,
             }
         except (RuntimeError, MemoryError) as error:
             reasons = ("out of memory", "allocate memory", "enough memory")  # PyTorch's words
@@ -225,8 +213,9 @@ class Network:
     ) -> artifacts.Part:
         """Train the final model: on all speakers, with the settings that cross-validation chose.
 
-        Nothing is chosen here. A setting is the one that most folds chose (of drawn numbers, the
-        median); training stops after the median of the folds' best epochs, on the same schedule.
+        Nothing is chosen here. Of searched settings it has the one whose loss is lowest on average
+        over the folds; training stops after the median of the folds' best epochs, on the same
+        schedule.
 
         Parameters
         ----------
@@ -294,7 +283,7 @@ class Network:
         own = {name: value for name, value in setting.items() if name in vars(self)}
         options = self.options | {name: v for name, v in setting.items() if name not in own}
         chosen = copy.copy(self)  # keeps the source, which dataclasses.replace would read again
-        vars(chosen).update(own, options=options, trials=0, search={})
+        vars(chosen).update(own, options=options, search=[])
         return chosen
 
     def _search(
@@ -305,34 +294,17 @@ class Network:
         n_classes: int,
         seed: int,
     ) -> dict:
-        """Let a tuner choose; trials are stored, so an interrupted search goes on with the next."""
-        import optuna
-
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        distributions, now = optuna.distributions, vars(self) | self.options
-        space = {
-            name: distributions.CategoricalDistribution(values)
-            if isinstance(values, list)
-            else distributions.FloatDistribution(*values, log=True)
-            for name, values in self.search.items()
-        }
-        first = {k: now[k] for k, v in self.search.items() if k in now and _within(now[k], v)}
-        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=self.trials // 2)
-        study = optuna.create_study(sampler=sampler)
-        study.enqueue_trial(first)
-        outcomes = []
-        for _ in range(self.trials):
-            trial = study.ask(space)
-            network = self._chosen(trial.params)
-            key, rows = cache.hash_of(network.recipe()), (train, validation, test)
+        """Try every setting; each is stored, so an interrupted search goes on with the next."""
+        outcomes, losses, rows = [], [], (train, validation, test)
+        for setting in self.search:
+            network = self._chosen(setting)
+            key = cache.hash_of(network.recipe())
             outcomes.append(experiment.fit_stored(network, key, *rows, n_classes, seed))
-            curves = outcomes[-1]["notes"]["curves"]
-            study.tell(trial, min(row["validation_nll"] for row in curves))
-        best = outcomes[study.best_trial.number]
-        best["steps"]["select"] = ["validation"]
-        tried = [trial.params | {"validation_nll": trial.value} for trial in study.trials]
-        best["notes"] |= {"setting": study.best_params, "tried": tried}
-        return best
+            losses.append(min(e["validation_nll"] for e in outcomes[-1]["notes"]["curves"]))
+        best = int(np.argmin(losses))
+        outcomes[best]["steps"]["select"] = ["validation"]
+        outcomes[best]["notes"] |= estimators.search_notes(self.search, losses)
+        return outcomes[best]
 
 
 class Trainer:
@@ -393,7 +365,7 @@ class Trainer:
         self.epoch, self.curves, self.best = 0, [], None
         about = [settings.recipe(), VERSION, nets.VERSION, seed, self.device.type, self.bf16]
         key = cache.hash_of(about, vars(train), vars(validation))  # of another setting: elsewhere
-        self.folder = paths.work("checkpoints") / key
+        self.checkpoint = paths.work("checkpoints") / key / "last.ckpt"
 
     def run(self, n_epochs: int = 0) -> None:
         """Train, from the last checkpoint if there is one.
@@ -422,15 +394,14 @@ class Trainer:
         if hasattr(self.net, "begin_epoch"):
             self.net.begin_epoch(self.epoch / settings.epochs)
         self.net.train()
-        inputs = self.inputs if settings.copies is None else self.augmented()
-        order = torch.randperm(len(inputs), generator=self.generator)
+        order = torch.randperm(len(self.inputs), generator=self.generator)
         batches = [b for b in order.split(settings.batch_size) if len(b) > 1]
         losses, rate = torch.zeros(len(batches), device=self.device), self.schedule.get_last_lr()[0]
         for i, rows in enumerate(batches):
             rows = rows.to(self.device)
-            batch, targets = inputs[rows], self.targets[rows]
+            batch, targets = self.inputs[rows], self.targets[rows]
             if settings.shift:
-                batch = augment.shift_images(batch, settings.shift, self.generator)
+                batch = shift_images(batch, settings.shift, self.generator)
             self.optimiser.zero_grad()
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
                 logits = self.net(batch)
@@ -445,17 +416,6 @@ class Trainer:
         self.require_finite(losses, batches)
         loss = float(np.average(losses, weights=list(map(len, batches))))
         self.curves.append({"epoch": self.epoch, "train_loss": loss, "learning_rate": rate})
-
-    def augmented(self) -> torch.Tensor:
-        """Return this epoch's augmented copies of the training clips."""
-        copies = torch.tensor(self.settings.copies.epoch(self.epoch, self.train.ids))
-        if copies.shape != self.inputs.shape or copies.dtype != self.inputs.dtype:
-            raise ValueError(
-                f"{self.settings.name}: augmented copies are {tuple(copies.shape)} {copies.dtype}, "
-                f"the clips themselves {tuple(self.inputs.shape)} {self.inputs.dtype}: represent "
-                "them in the same way"
-            )
-        return copies.to(self.device)
 
     def require_finite(self, losses: np.ndarray, batches: list[torch.Tensor]) -> None:
         """Stop on a loss that is not finite, and name its clips."""
@@ -494,7 +454,7 @@ class Trainer:
         return {name: value.cpu().numpy() for name, value in self.net.state_dict().items()}
 
     def save(self) -> None:
-        """Store this epoch's end with a checksum; that of the epoch before stays."""
+        """Store the end of an epoch, in place of that of the epoch before."""
         state = {
             "net": self.net.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -506,24 +466,20 @@ class Trainer:
             "random": torch.get_rng_state(),
             "random_gpu": torch.cuda.get_rng_state_all(),
         }
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        content = hashlib.sha256(buffer.getvalue()).digest() + buffer.getvalue()
-        path = self.folder / ("odd.ckpt" if self.epoch % 2 else "even.ckpt")
-        cache.write_atomically(path, lambda file: file.write(content))
+        cache.write_atomically(self.checkpoint, lambda file: torch.save(state, file))
 
     def resume(self) -> None:
-        """Continue from the last complete checkpoint, if there is one."""
-        states = []
-        for path in sorted(self.folder.glob("*.ckpt")):
-            content = path.read_bytes()
-            if hashlib.sha256(content[32:]).digest() == content[:32]:
-                states.append(torch.load(io.BytesIO(content[32:]), "cpu", weights_only=True))
-            else:
-                tqdm.write(f"{path} is damaged ({len(content)} bytes) and is not used")
-        if not states:
+        """Continue from the checkpoint, if there is one."""
+        try:
+            damaged = zipfile.ZipFile(self.checkpoint).testzip()  # compares checksums
+        except FileNotFoundError:
             return
-        state = max(states, key=lambda state: state["epoch"])
+        except zipfile.BadZipFile as error:
+            damaged = error
+        if damaged:
+            tqdm.write(f"{self.checkpoint} is damaged ({damaged}): training starts anew")
+            return
+        state = torch.load(self.checkpoint, "cpu", weights_only=True)
         for name in ("net", "optimiser", "schedule"):
             getattr(self, name).load_state_dict(state[name])
         self.epoch, self.curves, self.best = state["epoch"], state["curves"], state["best"]
@@ -532,12 +488,41 @@ class Trainer:
         torch.cuda.set_rng_state_all(state["random_gpu"])
 
 
+def shift_images(batch: torch.Tensor, shift: int, generator: torch.Generator) -> torch.Tensor:
+    """Move each image of a batch in time and frequency; what enters at the edge is silence.
+
+    Parameters
+    ----------
+    batch : uint8 tensor (n_clips, n_bands, n_frames)
+    shift
+        Largest shift in time, in pixels; in frequency it is two.
+    generator
+        Of the training, on the CPU.
+
+    Returns
+    -------
+    uint8 tensor (n_clips, n_bands, n_frames)
+
+    Raises
+    ------
+    ValueError
+        If the inputs are not images.
+    """
+    if batch.dtype != torch.uint8:
+        raise ValueError(
+            f"shift is for images (uint8); these inputs are {batch.dtype} of shape "
+            f"{tuple(batch.shape)}: set shift=0, others can be augmented by copies"
+        )
+    n, bands, frames = batch.shape
+    ys = torch.randint(-2, 3, (n,), generator=generator) + 2
+    xs = torch.randint(-shift, shift + 1, (n,), generator=generator) + shift
+    padded = torch.nn.functional.pad(batch, (shift, shift, 2, 2))
+    places = zip(padded, ys, xs, strict=True)
+    return torch.stack([image[y : y + bands, x : x + frames] for image, y, x in places])
+
+
 def _optimiser(settings: Network, net: nn.Module) -> torch.optim.Optimizer:
     rate, build = settings.learning_rate, OPTIMISERS[settings.optimiser]
     more = {"momentum": settings.momentum} if settings.optimiser in ("SGD", "RMSprop") else {}
     groups = net.parameter_groups(rate) if hasattr(net, "parameter_groups") else net.parameters()
     return build(groups, lr=rate, weight_decay=settings.weight_decay, **more)
-
-
-def _within(value: object, choices: list | tuple[float, float]) -> bool:
-    return value in choices if isinstance(choices, list) else choices[0] <= value <= choices[1]

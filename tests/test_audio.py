@@ -243,16 +243,10 @@ def test_without_silero_energy_takes_its_place(monkeypatch):
     assert len(audio.voice_activity(signal)) == len(expected)
 
 
-def test_short_pauses_stay_and_margins_never_overlap():
+def test_short_pauses_stay():
     tone = harmonic_tone(150, 0.5)
     signal = np.concatenate([tone, np.zeros(3_200, np.float32), tone])  # 0.2 s
     assert len(audio.voice_activity(signal, "energy")) == 1
-    parts = np.array([[1_000, 5_000], [10_000, 12_000], [15_000, 16_000]])
-    ramp = np.arange(17_000, dtype=np.float32)
-    kept = audio.speech_only(ramp, parts, margin_s=0.2)
-    assert (np.diff(kept) > 0).all()
-    assert {*range(1_000, 5_000), *range(15_000, 16_000)} <= set(kept.astype(int))
-    assert np.array_equal(audio.speech_only(ramp, np.zeros((0, 2), int)), ramp)
 
 
 @pytest.mark.parametrize("offset", [0.02, -0.05])

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from conftest import write_audio
 
-from helpers import audio, corpora, splits
+from helpers import audio, corpora, paths, splits
 
 FIELDS = ["speaker", "sex", "emotion_native", "sentence"]
 # The release's own file names → speaker, sex, emotion, sentence
@@ -232,9 +232,7 @@ def test_comparison_needs_two_corpora_that_are_there(folder_of):
     assert corpora.available("mine") == ["emodb", "mine"]
     assert corpora.available("demo") == ["demo"]
     corpora.require_several(["emodb", "mine"])
-    with pytest.raises(
-        corpora.CorporaMissing, match=r"two corpora, and emodb can be used.*ravdess"
-    ):
+    with pytest.raises(paths.Missing, match=r"two corpora, and emodb can be used.*ravdess"):
         corpora.require_several(["emodb"])
 
 

@@ -13,7 +13,7 @@ import torch
 import transformers
 from conftest import harmonic_tone, interrupt_training, make_utterances, write_audio
 
-from helpers import encoders, training
+from helpers import encoders, paths, training
 from helpers.experiment import FoldRows
 from helpers.paths import PROJECT
 
@@ -110,10 +110,10 @@ def test_clips_lose_their_silence_and_long_ones_their_end(tmp_path):
         tone = harmonic_tone(120 + i, 9.0 if i == 0 else 1.0)
         path = write_audio(tmp_path / f"{i}.wav", np.concatenate([gap, tone, gap, gap]))
         utterances.loc[i, "path"] = str(path)
-    clips = encoders.prepare(utterances, "energy", longest_s=4, n_jobs=1)
-    assert [len(clip) / 16_000 for clip in clips] == pytest.approx([4, *[1.2] * 5], abs=0.05)
-    whole = encoders.prepare(utterances, "energy", n_jobs=1)[0]
-    assert len(whole) / 16_000 == pytest.approx(9.2, abs=0.05) and whole.dtype == np.int16
+    clips = encoders.prepare(utterances, longest_s=4, n_jobs=1)
+    assert [len(clip) / 16_000 for clip in clips] == pytest.approx([4, *[1.0] * 5], abs=0.05)
+    whole = encoders.prepare(utterances, n_jobs=1)[0]
+    assert len(whole) / 16_000 == pytest.approx(9.0, abs=0.05) and whole.dtype == np.int16
     assert np.array_equal(whole[: len(clips[0])], clips[0])
     assert encoders.padded(clips).shape == (6, 64_000)
     assert (encoders.padded(clips)[-1, len(clips[-1]) :] == encoders.PADDING).all()
@@ -196,7 +196,7 @@ def test_whisper_and_other_weights_are_refused(FineTuned):
 
 def test_missing_weights_are_named_with_the_place_to_put_them(tmp_path, monkeypatch):
     monkeypatch.setenv("SER_MODELS", str(tmp_path / "mine"))
-    with pytest.raises(encoders.WeightsMissing) as error:
+    with pytest.raises(paths.Missing) as error:
         encoders.locate("facebook/wav2vec2-base")
     place = str(tmp_path / "mine/facebook/wav2vec2-base")
     for word in ("facebook/wav2vec2-base", "config.json", "model.safetensors", place, "SER_MODELS"):
@@ -210,7 +210,7 @@ def test_folders_with_weights_and_without(tmp_path, monkeypatch):
     (tmp_path / "somebody/hubert").symlink_to(tiny)
     assert encoders.locate("somebody/hubert") == tiny and encoders.locate(str(tiny)) == tiny
     (tmp_path / "somebody/half/config.json").write_text("{}")
-    with pytest.raises(encoders.WeightsMissing):
+    with pytest.raises(paths.Missing):
         encoders.locate("somebody/half")
 
 

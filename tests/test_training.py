@@ -161,6 +161,25 @@ def test_class_weights_make_rare_classes_count():
     assert share[False] < 0.2 < 0.4 < share[True] < 0.6
 
 
+def test_images_are_shifted_in_time_and_frequency_and_silence_enters():
+    batch = torch.randint(1, 255, (64, 8, 20), dtype=torch.uint8)
+    moved = training.shift_images(batch, 3, torch.Generator().manual_seed(0))
+    assert moved.shape == batch.shape and moved.dtype == torch.uint8
+    found = []
+    for old, new in zip(torch.nn.functional.pad(batch, (3, 3, 2, 2)), moved, strict=True):
+        places = [(y, x) for y in range(5) for x in range(7)]
+        found += [(y, x) for y, x in places if torch.equal(old[y : y + 8, x : x + 20], new)]
+    assert len(found) == 64
+    assert {y for y, _ in found} == set(range(5)) and {x for _, x in found} == set(range(7))
+    again = training.shift_images(batch, 3, torch.Generator().manual_seed(0))
+    assert torch.equal(moved, again)
+
+
+def test_shift_of_anything_but_images_is_refused():
+    with pytest.raises(ValueError, match=r"shift is for images \(uint8\).*float32.*\(4, 10, 6\)"):
+        training.shift_images(torch.ones(4, 10, 6), 2, torch.Generator())
+
+
 def test_images_are_shifted_and_nothing_else():
     shifted = Network("CNN", MelCNN, {"dropout": 0.0}, shift=3, **SMALL).fit_predict(*given())
     plain = Network("CNN", MelCNN, {"dropout": 0.0}, **SMALL).fit_predict(*given())
@@ -176,32 +195,6 @@ def test_copies_of_the_training_clips_are_learnt_from():
     with_copies = dataclasses.replace(blank, copies=train.inputs[:, None])
     outcome = Network("CNN", MelCNN, **SMALL).fit_predict(with_copies, *rest)
     assert right(outcome) > 0.6 and outcome["steps"]["augment"] == ["train"]
-
-
-class Recorded:
-    """Copies as ``augment.Copies`` makes them: the clips themselves, for each epoch."""
-
-    def __init__(self, rows: FoldRows, kind=np.uint8):
-        self.rows, self.kind, self.asked = rows, kind, []
-
-    def recipe(self) -> str:
-        return f"recorded as {self.kind.__name__}"
-
-    def epoch(self, number: int, ids: np.ndarray) -> np.ndarray:
-        self.asked.append(number)
-        return self.rows.inputs.astype(self.kind)
-
-
-def test_augmented_copies_take_the_place_of_the_clips_in_each_epoch():
-    train, *rest = given()
-    rows = FoldRows(np.zeros_like(train.inputs), train.classes, train.speakers, np.arange(48))
-    net = Network("CNN", MelCNN, copies=Recorded(train), **SMALL)
-    outcome = net.fit_predict(rows, *rest)
-    assert net.copies.asked == list(range(8)) and right(outcome) > 0.8
-    assert outcome["steps"]["augment"] == ["train"]
-    other = dataclasses.replace(net, copies=Recorded(train, np.float32))
-    with pytest.raises(ValueError, match=r"augmented copies are .*float32.* same way"):
-        other.fit_predict(rows, *rest)
 
 
 # --- precision, devices ---------------------------------------------------------------------------
@@ -331,10 +324,9 @@ def epochs_trained(monkeypatch) -> list:
     return numbers
 
 
-def test_two_checkpoints_are_kept_and_the_last_is_continued(interrupted, epochs_trained):
+def test_the_checkpoint_is_continued(interrupted, epochs_trained):
     net, whole = interrupted
-    names = [path.name for path in sorted(whole["scratch"].iterdir())]
-    assert names == ["even.ckpt", "odd.ckpt"], "the same names for each epoch"
+    assert [path.name for path in whole["scratch"].iterdir()] == ["last.ckpt"]
     outcome = net.fit_predict(*given())
     assert np.array_equal(outcome["test"], whole["test"]) and epochs_trained[-3:] == [6, 7, 8]
     assert outcome["notes"] == whole["notes"]
@@ -342,17 +334,21 @@ def test_two_checkpoints_are_kept_and_the_last_is_continued(interrupted, epochs_
 
 @pytest.mark.parametrize(
     "harm",
-    [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b[:5000] + b"x" + b[5001:]],
-    ids=["cut in half", "empty", "one byte changed"],
+    [
+        lambda b: b[: len(b) // 2],
+        lambda b: b"",
+        lambda b: b[:5000] + bytes([b[5000] ^ 1]) + b[5001:],
+        lambda b: b[:100] + b"x" + b[101:],
+    ],
+    ids=["cut in half", "empty", "one bit changed", "one byte of the beginning changed"],
 )
-def test_damaged_checkpoint_is_passed_over_for_the_one_before(
-    interrupted, harm, epochs_trained, capsys
-):
+def test_damaged_checkpoint_is_told_and_not_used(interrupted, harm, epochs_trained, capsys):
     net, whole = interrupted
-    last = whole["scratch"] / "odd.ckpt"
+    last = whole["scratch"] / "last.ckpt"
     last.write_bytes(harm(last.read_bytes()))
     assert np.array_equal(net.fit_predict(*given())["test"], whole["test"])
-    assert epochs_trained[-4:] == [5, 6, 7, 8] and "odd.ckpt is damaged" in capsys.readouterr().out
+    assert epochs_trained[-8:] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert "last.ckpt is damaged" in capsys.readouterr().out
 
 
 def test_another_configuration_never_continues_a_checkpoint(interrupted, epochs_trained):
@@ -360,7 +356,7 @@ def test_another_configuration_never_continues_a_checkpoint(interrupted, epochs_
     for other, seed in [({"epochs": 9}, 0), ({}, 1), ({"learning_rate": 0.01}, 0)]:
         net = Network("CNN", MelCNN, **SMALL | other)
         trainer = training.Trainer(net, pictures(), pictures(24, seed=1), 3, seed)
-        assert trainer.folder != whole["scratch"]
+        assert trainer.checkpoint.parent != whole["scratch"]
         trainer.resume()
         assert trainer.epoch == 0
 
@@ -378,10 +374,9 @@ def test_recipe_knows_the_settings_but_not_name_and_device():
         {},
         {"name": "net", "device": "cpu"},
         {"precision": "float32"},
-        {"trials": 2},
+        {"search": [{"dropout": 0.1}]},
         {"epochs": 3},
         {"shift": 2},
-        {"copies": Recorded(pictures())},
         {"learning_rate": 1e-4},
         {"label_smoothing": 0.0},
         {"optimiser": "SGD"},
@@ -418,8 +413,8 @@ if __name__ == "__main__":
     first = cross_validate(net, data, n_jobs=2)
     training.Trainer.train_epoch = None  # nothing is trained again
     assert cross_validate(net, data, n_jobs=1).predictions.equals(first.predictions)
-    search = dict(search={"dropout": [0.1, 0.2]}, trials=2)
-    searched = training.Network("own", Own, **settings, **search)
+    search = [{"dropout": 0.1}, {"dropout": 0.2}]
+    searched = training.Network("own", Own, **settings, search=search)
     records = cross_validate(searched, data, n_jobs=2).records
     assert len(records[0]["folds"]["1"]["notes"]["tried"]) == 2
 """
@@ -443,17 +438,17 @@ def test_a_class_of_a_notebook_trains_in_processes_and_its_folds_are_found_again
 
 
 def test_search_chooses_by_validation_speakers_and_stores_its_trials(epochs_trained):
-    space = {"learning_rate": (1e-6, 1e-2), "dropout": [0.0, 0.4]}
-    net = Network("CNN", MelCNN, **SMALL | {"epochs": 3}, trials=4, search=space)
+    space = [{}, {"learning_rate": 1e-5}, {"learning_rate": 1e-5, "dropout": 0.0}]
+    net = Network("CNN", MelCNN, **SMALL | {"epochs": 3}, search=space)
     outcome = net.fit_predict(*given())
     notes, tried = outcome["notes"], outcome["notes"]["tried"]
-    assert tried[0]["learning_rate"] == net.learning_rate, "it begins with the network's settings"
-    assert len(tried) == 4
+    assert [{k: v for k, v in one.items() if k != "validation_nll"} for one in tried] == space
     assert outcome["steps"] == {"fit": ["train"], "stop": ["validation"], "select": ["validation"]}
-    best = min(tried, key=lambda trial: trial["validation_nll"])
-    assert notes["setting"] == {name: best[name] for name in ("learning_rate", "dropout")}
-    lowest = min(epoch["validation_nll"] for epoch in notes["curves"])
-    assert best["validation_nll"] == lowest
+    losses = [one["validation_nll"] for one in tried]
+    assert losses[0] == min(losses) < min(losses[1:]) and notes["setting"] == {}
+    assert losses[0] == min(epoch["validation_nll"] for epoch in notes["curves"])
+    plain = Network("CNN", MelCNN, **SMALL | {"epochs": 3}).fit_predict(*given())
+    np.testing.assert_allclose(plain["test"], outcome["test"], atol=1e-6)
     epochs_trained.clear()
     assert np.array_equal(net.fit_predict(*given())["test"], outcome["test"])
     assert not epochs_trained
@@ -476,15 +471,15 @@ def test_restored_network_predicts_as_the_trained_one_and_embeds_for_its_head():
     assert net.head().name == "CNN"
 
 
-def record_of(*best_epochs: int, setting: dict | None = None) -> dict:
-    notes = [{"best_epoch": epoch, "setting": setting or {}} for epoch in best_epochs]
+def record_of(*best_epochs: int, **setting) -> dict:
+    tried = [setting | {"validation_nll": 1.0}]
+    notes = [{"best_epoch": epoch, "tried": tried} for epoch in best_epochs]
     return {"folds": {str(i): {"notes": note} for i, note in enumerate(notes)}}
 
 
 def test_final_network_is_trained_for_the_median_of_the_folds_epochs(epochs_trained):
-    rows, settings = pictures(), {"dropout": 0.2, "learning_rate": 0.002}
-    record = record_of(2, 5, 3, setting=settings)
-    net = Network("CNN", MelCNN, {"channels": [4, 4]}, trials=2, search={"dropout": [0.2]}, **SMALL)
+    rows, record = pictures(), record_of(2, 5, 3, dropout=0.2, learning_rate=0.002)
+    net = Network("CNN", MelCNN, {"channels": [4, 4]}, search=[{"dropout": 0.2}], **SMALL)
     part = net.refit(record, rows, 3, seed=1)
     assert epochs_trained == [1, 2, 3] and part.network["build"] == "MelCNN"
     assert part.network["options"] == {"channels": [4, 4], "dropout": 0.2}

@@ -30,12 +30,7 @@ from tools.notebook import Notebook, Options, Refused, read_json, read_notebooks
 from tools.publish import publish, write_badges
 from tools.report import write_report
 
-# of helpers.encoders, helpers.text and helpers.corpora: nothing is wrong with the notebook
-MISSING = {
-    "WeightsMissing": "weights missing",
-    "TextMissing": "no text",
-    "CorporaMissing": "one corpus alone",
-}
+MISSING = "Missing"  # of helpers.paths: nothing is wrong with the notebook
 AVAILABLE = "available:"  # stands in a stamp for which corpora and models there are
 EXIT_CODES = {Refused: 2, KeyboardInterrupt: 130}
 
@@ -235,14 +230,14 @@ def execute(book: Notebook, values: dict, options: Options) -> dict:
     del os.environ["SER_RUN_LOG"]
     kind, _, text = fault.partition(": ")
     outcome = {"status": "failed" if fault else "run", "reason": fault, **spent}
-    if kind in MISSING:
-        outcome |= {"status": "skipped", "reason": f"{MISSING[kind]}: {text.splitlines()[0]}"}
+    if kind == MISSING:
+        outcome |= {"status": "skipped", "reason": f"missing: {text.splitlines()[0]}"}
     # a run from the cache is shorter and smaller: the cost is the longest and the largest
     outcome["longest"] = max(outcome["seconds"], stamp["cost"].get("longest", 0))
     outcome["largest_mb"] = max(outcome["peak_mb"], stamp["cost"].get("largest_mb", 0))
     if outcome["status"] != "failed":
         files = logged(log) | {executed.as_posix(): tables.file_hash(executed)}
-        if kind in MISSING:
+        if kind == MISSING:
             files[AVAILABLE] = available()
         write(path, stamp | {"files": files, "outcome": outcome, "cost": outcome})
     return outcome
