@@ -20,11 +20,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import safetensors.numpy
+from scipy.special import softmax
 
 from helpers import audio, augment, features, spectrograms
 from helpers.cache import source_of, write_atomically
 from helpers.corpora import emotion_order
-from helpers.ensemble import pool, softmax
+from helpers.ensemble import pool
 
 VERSION = 1  # of what read_clips computes
 FORMAT = 2  # of the folder
@@ -162,7 +163,9 @@ class Part:
     Attributes
     ----------
     arrays
-        Of a network, its ``state_dict``; of a linear classifier, what :func:`linear_scores` takes.
+        Of a network, its ``state_dict``. Of a linear classifier behind a scaler: ``mean`` and
+        ``scale`` (n_columns,), ``limit`` (scaled values are clipped to ±limit), ``weights``
+        (n_classes, n_columns), ``bias`` (n_classes,; -inf for classes without examples).
     network
         Of a network, ``build`` (name of a class of ``helpers.nets``), ``options`` (keyword
         arguments of the class) and ``shape`` (of one input).
@@ -189,23 +192,22 @@ class Part:
     def __call__(self, inputs: np.ndarray) -> np.ndarray:
         """Compute probabilities, shape ``(n_rows, n_classes)``."""
         if self.network:
-            scores = self.embed(inputs, "forward").astype(np.float64)
-        else:
-            scores = linear_scores(inputs, **self.arrays)
-        return softmax(scores)
+            return softmax(self.embed(inputs, "forward").astype(np.float64), axis=1)
+        of = self.arrays
+        scaled = (inputs.astype(np.float64) - of["mean"]) / of["scale"]
+        scores = np.clip(scaled, -of["limit"], of["limit"]) @ of["weights"].T + of["bias"]
+        return softmax(scores, axis=1)
 
     def embed(self, inputs: np.ndarray, method: str = "embed") -> np.ndarray:
         """Compute what the network's head reads, shape ``(n_rows, n_dimensions)``."""
-        import torch
+        from helpers import nets  # late, as torch: processes that read clips need neither
 
-        with torch.inference_mode():
-            batches = map(getattr(self.net, method), torch.tensor(inputs).split(64))
-            return torch.cat(list(batches)).numpy()
+        return nets.compute(self.net, inputs, method)
 
 
 def network_class(build: str | type) -> type:
     """Return a class of ``helpers.nets``, or the one of this name; refuse any other."""
-    from helpers import nets  # late, as torch: processes that read clips need neither
+    from helpers import nets  # late, as above
 
     name = getattr(build, "__name__", build)
     found = getattr(nets, name, None)
@@ -215,34 +217,6 @@ def network_class(build: str | type) -> type:
         "class to helpers/nets.py",
     )
     return found
-
-
-def linear_scores(
-    inputs: np.ndarray,
-    mean: np.ndarray,
-    scale: np.ndarray,
-    weights: np.ndarray,
-    bias: np.ndarray,
-    limit: np.ndarray,
-) -> np.ndarray:
-    """Compute the scores of a linear classifier behind a scaler.
-
-    Parameters
-    ----------
-    inputs : np.ndarray [shape=(n_rows, n_columns)]
-    mean, scale : np.ndarray [shape=(n_columns,)]
-    weights : np.ndarray [shape=(n_classes, n_columns)]
-    bias : np.ndarray [shape=(n_classes,)]
-        -inf for classes without training examples.
-    limit : np.ndarray [shape=()]
-        Scaled values are clipped to ±limit.
-
-    Returns
-    -------
-    np.ndarray [shape=(n_rows, n_classes)]
-    """
-    scaled = (inputs.astype(np.float64) - mean) / scale
-    return np.clip(scaled, -limit, limit) @ weights.T + bias
 
 
 @dataclass(frozen=True)
@@ -333,26 +307,9 @@ class SavedModel:
         embedded, values = self.card["space"] == "embeddings", self.read(signals)
         return self.predictors["inductive"].embed(values) if embedded else values
 
-    def distances(self, signals: list[np.ndarray]) -> np.ndarray:
-        """Compute how far clips are from the mean of the training clips; of an average, the mean.
 
-        Returns
-        -------
-        np.ndarray [shape=(n_signals,)]
-            1 is the 99th percentile of the training clips; NaN if the model does not know.
-        """
-        found = []
-        for model in [self, *self.members.values()]:
-            if model.average_speaker:
-                far = _distances(model.represent(signals), model.average_speaker)
-                found.append(far / model.card["distance_p99"])
-        return np.mean(found, axis=0) if found else np.full(len(signals), np.nan)
-
-
-def average_speaker(
-    values: np.ndarray, speakers: np.ndarray
-) -> tuple[dict[str, np.ndarray], float]:
-    """Describe training clips.
+def average_speaker(values: np.ndarray, speakers: np.ndarray) -> dict[str, np.ndarray]:
+    """Describe training clips by the mean and the standard deviation of the average speaker.
 
     Parameters
     ----------
@@ -362,20 +319,12 @@ def average_speaker(
 
     Returns
     -------
-    average, distance_p99
-        ``mean`` and ``std`` of the average speaker, as ``features.normalise_by_enrolment`` takes
-        them, with ``clip_mean`` and ``clip_std`` over all clips; and the 99th percentile of the
-        clips' distances from ``clip_mean``.
+    dict of str to np.ndarray
+        ``mean`` and ``std``, as ``features.normalise_by_enrolment`` takes them.
     """
-    table = pd.DataFrame(values.astype(np.float64))
-    own = table.groupby(np.asarray(speakers))
-    average = {
-        "mean": own.mean().mean().to_numpy(),
-        "std": np.sqrt(own.var(ddof=0).mean()).to_numpy(),
-        "clip_mean": table.mean().to_numpy(),
-        "clip_std": table.std(ddof=0).to_numpy(),
-    }
-    return average, float(np.percentile(_distances(values, average), 99))
+    own = pd.DataFrame(values.astype(np.float64)).groupby(np.asarray(speakers))
+    std = np.sqrt(own.var(ddof=0).mean())
+    return {"mean": own.mean().mean().to_numpy(), "std": std.to_numpy()}
 
 
 def save(
@@ -426,8 +375,7 @@ def save(
     card["parts"] = {variant: part.network for variant, part in parts.items()}
     contents = {f"{v}.safetensors": _tensors(part.arrays) for v, part in parts.items()}
     if values is not None and values.ndim == 2:
-        average, card["distance_p99"] = average_speaker(values, speakers)
-        contents["average_speaker.safetensors"] = _tensors(average)
+        contents["average_speaker.safetensors"] = _tensors(average_speaker(values, speakers))
     return _write(folder, card, contents)
 
 
@@ -556,12 +504,6 @@ def _read_changed(reads: Input, change: Callable, signal: np.ndarray) -> np.ndar
 def _read(key: str, samples: bytes) -> np.ndarray:
     """Compute an input; members of an average that read the same share it."""
     return Input(**json.loads(key))(np.frombuffer(samples, np.float32))
-
-
-def _distances(values: np.ndarray, average: dict[str, np.ndarray]) -> np.ndarray:
-    """Compute mean absolute deviations in standard deviations; a column counts at most ten."""
-    deviations = np.abs(values - average["clip_mean"]) / (average["clip_std"] + 1e-6)
-    return deviations.clip(max=10).mean(axis=1)
 
 
 def _probe(model: SavedModel) -> dict[str, list[float]]:

@@ -8,7 +8,6 @@ files of a corpus are only read, never written.
 
 import functools
 import hashlib
-import importlib.util
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -31,7 +30,6 @@ SILENT_DBFS = -60.0  # a clip whose loudest frame is below this holds no speech
 # of a channel-normalised signal: its loudest 32 ms, its noise floor, the upper end of its band
 LEVEL_DBFS, FLOOR_DBFS, TOP_HZ = -20.0, -60.0, 7_000.0
 KEPT_PAUSE_S = 0.3  # shorter pauses are part of how something is spoken
-HAS_SILERO = importlib.util.find_spec("silero_vad") is not None
 AUDIO_SUFFIXES = {".wav", ".flac", ".opus", ".ogg", ".mp3", ".aiff", ".aif", ".au"}
 
 
@@ -271,8 +269,8 @@ def voice_activity(signal: np.ndarray, method: str = "auto") -> np.ndarray:
         At ``SAMPLING_RATE``.
     method
         "auto": a small network that was trained to detect speech (Silero VAD, 2021; its package
-        includes the weights). "energy", and where that package is not installed: frames within
-        ``TRIM_DB`` of the loudest one, for quiet rooms.
+        includes the weights). "energy": frames within ``TRIM_DB`` of the loudest one, for quiet
+        rooms.
 
     Returns
     -------
@@ -280,7 +278,7 @@ def voice_activity(signal: np.ndarray, method: str = "auto") -> np.ndarray:
         First sample of each part and the one after its last, in order, not overlapping; pauses
         shorter than ``KEPT_PAUSE_S`` belong to a part. No rows where nobody speaks.
     """
-    if HAS_SILERO and method == "auto":
+    if method == "auto":
         found = [(part["start"], part["end"]) for part in _silero()(signal)]
         parts = np.array(found, int).reshape(-1, 2)
     else:

@@ -1,7 +1,7 @@
 """Augmentation of training clips: noise, shift, pitch, and speed.
 
-A changed copy of a clip is a further row to train on (``experiment.Dataset``, `copies`), in the fold
-and the role of its parent. Images can also be shifted during training (``training.Network``).
+A changed copy of a clip is a further row to train on (``experiment.Dataset``, `copies`), in the
+fold and the role of its parent. Images can also be shifted in training (``training.Network``).
 """
 
 import random

@@ -96,8 +96,7 @@ class Corpus:
         first label set is the default. Where one emotion begins with ``{sex}``, all do: the
         speaker's sex takes its place.
     counts
-        Native emotion → number of utterances of the complete release; ``label_counts`` gives the
-        number for each label set.
+        Native emotion → number of utterances of the complete release.
     folds
         Fold → speakers (or groups of speakers) to test, where folds were published.
     sexes
@@ -122,7 +121,6 @@ class Corpus:
     codes: dict = field(default_factory=dict)
     label_sets: dict = field(default_factory=dict)
     counts: dict = field(default_factory=dict)
-    label_counts: dict = field(default_factory=dict)
     folds: dict = field(default_factory=dict)
     sexes: Callable[[str], str] = lambda speaker: "unknown"
     url: str = ""
@@ -192,20 +190,17 @@ def download_release(corpus: Corpus, root: Path) -> Path:
     print(f"{corpus.title}: downloading to {root.parent} ({corpus.licence})")
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{corpus.name}.") as place:
-        unpacked = Path(place, corpus.name)
         files = pooch.retrieve(
             corpus.url,
             known_hash=f"md5:{corpus.md5}",
             path=root.parent,
             fname=f"{corpus.name}.zip",
-            processor=pooch.Unzip(extract_dir=unpacked),
+            processor=pooch.Unzip(extract_dir=Path(place, corpus.name)),
             progressbar=True,
         )
         for file in files:
             os.utime(file, (10**9, 10**9))  # fingerprint is the same after a second download
-        if root.is_dir():
-            root.rmdir()  # empty; some systems do not rename onto a folder
-        unpacked.rename(root)
+        Path(place, corpus.name).rename(root)  # which does not exist or is empty
     root.with_suffix(".zip").unlink()
     return root
 
@@ -217,21 +212,6 @@ def available(name: str) -> list[str]:
     """
     candidates = filter(_is_there, dict.fromkeys([*CORPORA, name]))
     return [name] if get(name).synthetic else list(candidates)
-
-
-def require_several(names: list[str]) -> None:
-    """Stop unless there are two corpora to compare.
-
-    Raises
-    ------
-    paths.Missing
-        With the names of corpora that can be added.
-    """
-    if len(names) < 2:
-        raise paths.Missing(
-            f"a comparison needs two corpora, and {', '.join(names) or 'none'} can be used: put "
-            f"others under {paths.data()} ({', '.join(sorted({*CORPORA} - {'demo', 'basic6'}))})"
-        )
 
 
 def index(name: str, root: Path | None = None) -> pd.DataFrame:
@@ -348,8 +328,7 @@ def apply_labels(utterances: pd.DataFrame, name: str, labels: str = "") -> pd.Da
     Raises
     ------
     ValueError
-        If the corpus has no such label set, a speaker's sex is needed and not known, or a
-        complete release leaves another number of utterances than expected.
+        If the corpus has no such label set, or a speaker's sex is needed and not known.
     """
     corpus, native = get(name), utterances["emotion_native"]
     labels = labels or corpus.default_labels
@@ -368,11 +347,6 @@ def apply_labels(utterances: pd.DataFrame, name: str, labels: str = "") -> pd.Da
                 f"have {sorted(set(unknown))}"
             )
         kept["emotion"] = kept["sex"] + kept["emotion"].str.removeprefix("{sex}")
-    expected = corpus.label_counts.get(labels, len(kept))
-    if native.value_counts().to_dict() == corpus.counts and len(kept) != expected:
-        raise ValueError(
-            f"{labels}: {len(kept)} utterances left of the complete release, expected {expected}"
-        )
     return kept
 
 
@@ -561,7 +535,6 @@ CORPORA = {
                 },
             },
             counts=dict.fromkeys(_RAVDESS.values(), 192) | {"neutral": 96},
-            label_counts={"ravdess-8": 1440, "basic-6": 1056, "ravdess-12": 1440},
             sexes=lambda speaker: "male" if int(speaker) % 2 else "female",
             # EmoBox (Interspeech 2024)
             folds={
@@ -596,7 +569,6 @@ CORPORA = {
                 },
             },
             label_sets={"emodb-7": _BIG_SIX | _same("bored")},
-            label_counts={"emodb-7": 535},
             counts={
                 "angry": 127,
                 "bored": 81,
@@ -642,7 +614,6 @@ CORPORA = {
                 "intensity": {"LO": "low", "MD": "medium", "HI": "high"},
             },
             label_sets={"cremad-6": _BIG_SIX, "basic-6": _BIG_SIX},
-            label_counts={"cremad-6": 7442, "basic-6": 7442},
             counts=dict.fromkeys(["angry", "disgust", "fearful", "happy", "sad"], 1271)
             | {"neutral": 1087},
             sexes=lambda speaker: "female" if speaker in _CREMAD_WOMEN else "male",
@@ -676,7 +647,6 @@ CORPORA = {
                 },
             },
             label_sets={"savee-7": _BIG_SIX | _same("surprised"), "basic-6": _BIG_SIX},
-            label_counts={"savee-7": 480, "basic-6": 420},
             counts=dict.fromkeys(["angry", "disgust", "fearful", "happy", "sad", "surprised"], 60)
             | {"neutral": 120},
             sexes=lambda speaker: "male",
@@ -703,7 +673,6 @@ CORPORA = {
                 },
             },
             label_sets={"tess-7": _BIG_SIX | _same("surprised"), "basic-6": _BIG_SIX},
-            label_counts={"tess-7": 2800, "basic-6": 2400},
             counts=dict.fromkeys(
                 ["angry", "disgust", "fearful", "happy", "neutral", "surprised", "sad"], 400
             ),
@@ -730,7 +699,6 @@ CORPORA = {
                 },
             },
             label_sets={"emovo-7": _BIG_SIX | _same("surprised")},
-            label_counts={"emovo-7": 588},
             counts=dict.fromkeys(
                 ["disgust", "happy", "neutral", "fearful", "angry", "surprised", "sad"], 84
             ),
@@ -744,7 +712,6 @@ CORPORA = {
             citation="Busso et al. (2008), Language Resources and Evaluation 42(4)",
             licence="research only, on request",
             counts=iemocap.COUNTS,
-            label_counts={"iemocap-4": 5531, "iemocap-4-unmerged": 4490, "iemocap-6": 7380},
             manual="https://sail.usc.edu/iemocap/iemocap_release.htm (a licence form)",
             **_IEMOCAP,
         ),

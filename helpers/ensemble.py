@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
+from scipy.special import softmax
 
 from helpers.metrics import probabilities, truth_column
 
@@ -198,14 +199,9 @@ def by_fold(
             yield variant, fold, base.iloc[rows], stack[:, rows], list(members)
 
 
-def softmax(scores: np.ndarray) -> np.ndarray:
-    """Turn scores of classes, shape ``(n_rows, n_classes)``, into probabilities."""
-    return np.exp(scores - np.logaddexp.reduce(scores, axis=1, keepdims=True))
-
-
 def pool(stack: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Multiply probabilities, shape ``(n_models, n_rows, n_emotions)``, to the power of weights."""
-    return softmax(np.tensordot(weights, np.log(stack + FLOOR), axes=1))
+    return softmax(np.tensordot(weights, np.log(stack + FLOOR), axes=1), axis=-1)
 
 
 def with_probabilities(base: pd.DataFrame, values: np.ndarray) -> pd.DataFrame:
@@ -237,7 +233,7 @@ def _fitted_weights(known: np.ndarray, truth: np.ndarray, penalty: float) -> np.
     def loss(weight: np.ndarray) -> tuple[float, np.ndarray]:
         pooled = np.tensordot(weight, known, axes=1)
         nll = (np.logaddexp.reduce(pooled, axis=1) - (truth * pooled).sum(axis=1)).mean()
-        slope = ((softmax(pooled) - truth) * known).sum(axis=2).mean(axis=1)
+        slope = ((softmax(pooled, axis=1) - truth) * known).sum(axis=2).mean(axis=1)
         apart = n_models * weight - 1
         return nll + penalty * np.square(apart).mean(), slope + 2 * penalty * apart
 

@@ -14,7 +14,6 @@ from sklearn import (
     calibration,
     discriminant_analysis,
     exceptions,
-    feature_selection,
     linear_model,
     model_selection,
     pipeline,
@@ -51,7 +50,8 @@ class Classical:
     def recipe(self) -> dict:
         """Return everything that a result depends on, besides data and seed."""
         address, settings = r" at 0x[0-9a-f]+", self.estimator.get_params()  # of a function
-        own = {type(v) for v in settings.values() if type(v).__module__ == "__main__"}
+        parts = {v if hasattr(v, "__qualname__") else type(v) for v in settings.values()}
+        own = [part for part in parts if part.__module__ == "__main__"]  # of a notebook
         return {
             "estimator": re.sub(address, "", repr(settings)),
             "defined here": sorted(map(cache.source_of, own)),
@@ -145,16 +145,6 @@ class ClippedScaler(preprocessing.StandardScaler):
         """Standardise and clip rows, shape ``(n_rows, n_columns)``."""
         values = super().transform(X, copy)
         return np.clip(values, -self.limit, self.limit, out=values)
-
-
-def anova(X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return F and p of each column, also of columns that hardly vary.
-
-    scikit-learn's ``f_classif`` takes the difference of two sums of squares, which in float32 is
-    noise for a column that is 1 but for the seventh digit.
-    """
-    X = X.astype(np.float64)
-    return feature_selection.f_classif(X - X.mean(axis=0), y)
 
 
 class ShrunkLDA(discriminant_analysis.LinearDiscriminantAnalysis):

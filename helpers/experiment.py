@@ -8,7 +8,6 @@ written down for the audit.
 import contextlib
 import gzip
 import json
-import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -219,7 +218,6 @@ class Run:
 
     def __init__(self, model: Any, data: Dataset, seed: int, pretrained: bool):
         self.model, self.data, self.seed, self.pretrained = model, data, seed, pretrained
-        self.key = cache.hash_of(model.recipe(), data.emotions)
         self.predictions, self.records = pd.DataFrame(), []
 
     def train(self, model: Any, data: Dataset, n_jobs: int = 1) -> None:
@@ -278,7 +276,8 @@ class Run:
 
     def outcome(self, fold: int) -> dict:
         """Return what the inductive model computed for one fold, with its weights."""
-        return _outcome(self.model, self.data, fold, self.seed, self.key)
+        key = cache.hash_of(self.model.recipe(), self.data.emotions)
+        return _outcome(self.model, self.data, fold, self.seed, key)
 
     def network(self, fold: int):
         """Return the network that was trained for one fold, on the CPU, ready to predict."""
@@ -336,7 +335,7 @@ class Run:
             How a signal becomes a row of the (inductive) inputs.
         """
         target = paths.work(corpus, labels) / "models" / stem
-        key = cache.hash_of(self.key, self.data.inputs, self.records, self.seed, repr(reads))
+        key = cache.hash_of(self.data.emotions, self.data.inputs, self.records, repr(reads))
         with contextlib.suppress(artifacts.Refused):  # not there, damaged, or of other data
             return artifacts.load(target, key)
         model, data, space = self.model, self.data, "inputs"
@@ -381,10 +380,9 @@ def fit_stored(
     versions = (VERSION, nets.VERSION, training.VERSION, estimators.VERSION)
     data = [train.inputs, train.classes, validation.inputs, validation.classes]
     data += [train.speakers.tolist(), validation.speakers.tolist(), train.copies, validation.copies]
-    made = {}
 
     def make() -> dict:
-        made.update(model.fit_predict(train, validation, test, n_classes, seed))
+        made = model.fit_predict(train, validation, test, n_classes, seed)
         text = json.dumps({name: made[name] for name in ("steps", "notes")})
         result = {f"weights/{name}": values for name, values in made.get("weights", {}).items()}
         for role in ("validation", "test"):
@@ -392,8 +390,6 @@ def fit_stored(
         return result | {"text": np.array(text)}
 
     stored = cache.fetch("folds", versions, cache.hash_of(key, seed, data, test), make)
-    if "scratch" in made:
-        shutil.rmtree(made["scratch"], ignore_errors=True)
     outcome = json.loads(str(stored.pop("text")))
     outcome |= {role: stored.pop(role) for role in ("validation", "test")}
     weights = {name.removeprefix("weights/"): values for name, values in stored.items()}

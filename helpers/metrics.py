@@ -29,6 +29,7 @@ import pandas as pd
 from helpers import corpora, tables
 
 N_BOOTSTRAP = 2000
+INTERVAL = (2.5, 97.5)  # percentiles: 95 %
 MIN_SPEAKERS = 8  # fewer do not show how much speakers differ: no interval
 N_BINS = 15  # of confidence
 
@@ -154,7 +155,7 @@ def evaluate(rows: pd.DataFrame, seed: int = 0) -> dict[str, float]:
             f"{twice.sum()} utterances are predicted more than once, e.g. "
             f"{rows.loc[twice, 'utterance_id'].head(3).tolist()}: give the test rows of one variant"
         )
-    low, high = _interval(_bootstrap_uar(_speaker_confusions(rows), seed))
+    low, high = np.percentile(_bootstrap_uar(_speaker_confusions(rows), seed), INTERVAL)
     scores = {name: metric.compute(rows) for name, metric in METRICS.items()}
     return {"n": len(rows), "uar": scores["uar"], "uar_low": low, "uar_high": high} | scores
 
@@ -175,7 +176,7 @@ def paired_difference(first: pd.DataFrame, second: pd.DataFrame, seed: int = 0) 
         )
     draws = _bootstrap_uar(_speaker_confusions(first), seed)
     draws = draws - _bootstrap_uar(_speaker_confusions(second), seed)
-    low, high = _interval(draws)
+    low, high = np.percentile(draws, INTERVAL)
     side = min((draws <= 0).mean(), (draws >= 0).mean())
     p = np.nan if np.isnan(low) else min(1.0, 2 * max(side, 1 / N_BOOTSTRAP))
     return {"difference": uar(first) - uar(second), "low": low, "high": high, "p": p}
@@ -293,25 +294,17 @@ def _best_first(table: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values(["variant", "uar"], ascending=[True, False], ignore_index=True)
 
 
-def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=np.asarray(whole) > 0)
-
-
 def _uar_of_counts(counts: np.ndarray) -> np.ndarray:
     """Return the UAR of confusion matrices, shape ``(..., n_emotions, n_emotions)``."""
-    recall = _share(np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(axis=-1))
-    return np.nanmean(recall, axis=-1)
+    right, n = np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(axis=-1)
+    return np.nanmean(np.where(n > 0, right / np.maximum(n, 1), np.nan), axis=-1)
 
 
 def _confusions(rows: pd.DataFrame, group: np.ndarray) -> np.ndarray:
-    """Return a confusion matrix per group (numbered from 0)."""
+    """Return a confusion matrix (truth, prediction) per group; groups are numbered from 0."""
     values, emotions = probabilities(rows)
-    return _counts(truth_column(rows), values.argmax(axis=1), group, len(emotions))
-
-
-def _counts(truth: np.ndarray, prediction: np.ndarray, group: np.ndarray, n: int) -> np.ndarray:
-    """Count (truth, prediction) per group, shape ``(n_groups, n, n)``; all are numbered from 0."""
-    cells = (group * n + truth) * n + prediction
+    n = len(emotions)
+    cells = (group * n + truth_column(rows)) * n + values.argmax(axis=1)
     n_cells = (group.max(initial=0) + 1) * n * n
     return np.bincount(cells, minlength=n_cells).reshape(-1, n, n)
 
@@ -328,8 +321,3 @@ def _bootstrap_uar(matrices: np.ndarray, seed: int) -> np.ndarray:
         return np.full(N_BOOTSTRAP, np.nan)
     drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), N_BOOTSTRAP)
     return _uar_of_counts(np.tensordot(drawn, matrices, axes=1))
-
-
-def _interval(draws: np.ndarray) -> tuple[float, float]:
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return float(low), float(high)

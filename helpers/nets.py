@@ -11,6 +11,7 @@ throughout is padding, and padding changes no prediction.
 
 import itertools
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -316,7 +317,7 @@ class ConvStep(nn.Module):
 
 
 class Recurrent(SequenceNetwork):
-    """A bidirectional recurrent network.
+    """A bidirectional recurrent network, and the mean of what it returns for each step.
 
     Parameters
     ----------
@@ -328,8 +329,6 @@ class Recurrent(SequenceNetwork):
         "LSTM" or "GRU".
     hidden, layers
         Units of each direction, and layers.
-    pooling
-        "mean" over the steps, or "attention": a weighted mean with learnt weights.
     dropout
         Between layers and before the last one.
 
@@ -347,7 +346,6 @@ class Recurrent(SequenceNetwork):
         cell: str = "LSTM",
         hidden: int = 128,
         layers: int = 1,
-        pooling: str = "mean",
         input_dropout: float = 0.5,
         dropout: float = 0.5,
     ):
@@ -362,35 +360,39 @@ class Recurrent(SequenceNetwork):
             bidirectional=True,
             dropout=dropout * (layers > 1),
         )
-        self.attention = Attention(2 * hidden) if pooling == "attention" else None
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(2 * hidden, n_classes))
 
     def body(self, steps: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        steps = read(self.rnn, steps, mask)
-        if self.attention is not None:
-            return self.attention(steps, mask)
+        return self.pool(read(self.rnn, steps, mask), mask)
+
+    def pool(self, steps: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Return the mean over the steps that are no padding; a subclass may weight them."""
         return (steps * mask).sum(-1) / mask.sum(-1).clamp(min=1)
 
 
-class Attention(nn.Module):
-    """A weighted mean over the non-padded steps, with learnt weights.
+@torch.inference_mode()
+def compute(
+    net: nn.Module, inputs: np.ndarray, method: str = "forward", device: str | torch.device = "cpu"
+) -> np.ndarray:
+    """Apply a method of a network to rows, in batches, as in prediction.
 
-    References
+    Parameters
     ----------
-    S. Mirsamadi, E. Barsoum, C. Zhang, "Automatic speech emotion recognition using recurrent neural
-    networks with local attention", ICASSP 2017.
+    net
+        On the device.
+    inputs : np.ndarray [shape=(n_rows, ...)]
+    method
+        "forward" for logits, "embed" for what the head reads.
+    device
+        Of the network.
+
+    Returns
+    -------
+    np.ndarray [shape=(n_rows, n_units)]
     """
-
-    def __init__(self, n_features: int):
-        super().__init__()
-        self.score = nn.Sequential(nn.Conv1d(n_features, 64, 1), nn.Tanh(), nn.Conv1d(64, 1, 1))
-
-    def weights(self, steps: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Return the weights (batch, 1, n_steps): of a clip they sum to 1; 0 in padding."""
-        return self.score(steps).float().masked_fill(mask == 0, -1e9).softmax(dim=-1) * mask
-
-    def forward(self, steps: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return (steps * self.weights(steps, mask)).sum(-1)
+    apply, size = getattr(net.eval(), method), getattr(net, "largest_batch", 256)
+    rows = [apply(batch.to(device)).cpu() for batch in torch.tensor(inputs).split(size)]
+    return torch.cat(rows).numpy()
 
 
 def valid_frames(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

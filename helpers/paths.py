@@ -81,9 +81,8 @@ def copy_to_mirror() -> None:
     if place := mirror():
         copy_newer(work(), place / "work")
         copy_newer(reports(""), place / "reports")
-        running = work() / "checkpoints"
         for old in (place / "work/checkpoints").glob("*"):  # of trainings that have ended
-            if not (running / old.name).is_dir():
+            if not (work("checkpoints") / old.name).is_dir():
                 shutil.rmtree(old, ignore_errors=True)
 
 

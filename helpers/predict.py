@@ -36,8 +36,36 @@ OUT_OF_DOMAIN = {
     "level_dbfs": "{:.0f} dBFS loud; training clips have {:.0f} to {:.0f}",
     "snr_db": "{:.0f} dB between speech and pauses; training clips have {:.0f} to {:.0f}",
     "bandwidth_hz": "{:,.0f} Hz of bandwidth; training clips have {:,.0f} to {:,.0f}",
-    "distance": "its features are {:.2f} times as far from the mean of the training clips as their "
-    "99th percentile",
+}
+# of the command
+ARGUMENTS = {
+    "recordings": {
+        "nargs": "+",
+        "type": Path,
+        "metavar": "FILE",
+        "help": "recordings, or folders of them",
+    },
+    "--model": {"default": "", "help": "folder of a model, or its name in data/models"},
+    "--enrol": {
+        "nargs": "+",
+        "default": (),
+        "metavar": "FILE",
+        "help": "clips of the same speaker",
+    },
+    "--only": {
+        "nargs": "+",
+        "default": (),
+        "metavar": "EMOTION",
+        "help": "emotions to choose among",
+    },
+    "--unsure": {
+        "type": float,
+        "default": 0.0,
+        "metavar": "P",
+        "help": '"unsure" below this probability',
+    },
+    "--timeline": {"action": "store_true", "help": "windows of a long recording, and a verdict"},
+    "--json": {"action": "store_true", "help": "a line of JSON for each recording"},
 }
 
 
@@ -227,15 +255,17 @@ def out_of_domain_warnings(signal: np.ndarray, model: SavedModel) -> list[str]:
         The ``recording_statistics`` of its card are name → percentiles 1 and 99 of the training
         clips. The level does not matter to a model of channel-normalised clips.
     """
-    found = audio.recording_statistics(signal) | {"distance": model.distances([signal])[0]}
-    bounds = model.card.get("recording_statistics", {}) | {"distance": (0, 1)}
+    found, bounds = (
+        audio.recording_statistics(signal),
+        dict(model.card.get("recording_statistics", {})),
+    )
     if all(reads.channel_normalised for reads in model.reads):
         bounds.pop("level_dbfs", None)
-    warnings = []
-    for name, (low, high) in bounds.items():
-        if found[name] < low or found[name] > high:
-            warnings.append(OUT_OF_DOMAIN[name].format(found[name], low, high))
-    return warnings
+    return [
+        OUT_OF_DOMAIN[name].format(found[name], low, high)
+        for name, (low, high) in bounds.items()
+        if not low <= found[name] <= high
+    ]
 
 
 def find_model(name: str = "") -> Path:
@@ -329,23 +359,8 @@ def _probabilities(
 def main(arguments: list[str] | None = None) -> int:
     """Recognise emotions in recordings; the exit code is 1 if one of them could not be answered."""
     parser = argparse.ArgumentParser("python -m helpers.predict", description=main.__doc__)
-    parser.add_argument(
-        "recordings", nargs="+", type=Path, metavar="FILE", help="recordings, or folders of them"
-    )
-    parser.add_argument("--model", default="", help="folder of a model, or its name in data/models")
-    parser.add_argument(
-        "--enrol", nargs="+", default=(), metavar="FILE", help="clips of the same speaker"
-    )
-    parser.add_argument(
-        "--only", nargs="+", default=(), metavar="EMOTION", help="emotions to choose among"
-    )
-    parser.add_argument(
-        "--unsure", type=float, default=0.0, metavar="P", help='"unsure" below this probability'
-    )
-    parser.add_argument(
-        "--timeline", action="store_true", help="windows of a long recording, and a verdict"
-    )
-    parser.add_argument("--json", action="store_true", help="a line of JSON for each recording")
+    for name, settings in ARGUMENTS.items():
+        parser.add_argument(name, **settings)
     options, files, failed = parser.parse_args(arguments), [], False
     for given in options.recordings:
         files += sorted(filter(audio.is_audio, given.rglob("*"))) if given.is_dir() else [given]

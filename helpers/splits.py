@@ -59,16 +59,16 @@ def make_folds(
         if published
         else _drawn_test_units(utterances, min(n_folds, len(units)), seed)
     )
-    validation_units = _validation_units(utterances, test_units, n_validation, seed)
+    held_out = validation_units(utterances, test_units, n_validation, seed)
 
     tables = []
     for fold, tested in test_units.items():
         role = np.select(
-            [utterances["group"].isin(tested), utterances["group"].isin(validation_units[fold])],
+            [utterances["group"].isin(tested), utterances["group"].isin(held_out[fold])],
             ["test", "validation"],
             "train",
         )
-        if not validation_units[fold]:
+        if not held_out[fold]:
             role = _validation_by_sentence(utterances, role, seed)
             warnings.warn(
                 f"fold {fold} trains on a single speaker, so its validation rows are sentences of "
@@ -81,32 +81,39 @@ def make_folds(
     return pd.concat(tables, ignore_index=True)
 
 
-def make_transfer(
-    train: pd.DataFrame, test: pd.DataFrame, n_validation: int = 4, seed: int = 0
-) -> pd.DataFrame:
-    """Make one fold that learns from one corpus (or several) and is tested on another.
+def validation_units(
+    utterances: pd.DataFrame, test_units: dict, n_validation: int, seed: int
+) -> dict[int, list[str]]:
+    """Choose each fold's validation units: both sexes in turn, those chosen least often first.
+
+    So each unit is a validation unit about equally often, and pooled validation rows represent the
+    whole corpus.
 
     Parameters
     ----------
-    train, test
-        As `utterances` of :func:`make_folds`; some training speakers become validation speakers.
-    n_validation, seed
+    utterances, n_validation, seed
         As for :func:`make_folds`.
+    test_units
+        Fold → units that it tests.
 
-    Raises
-    ------
-    ValueError
-        If a speaker group has the same name on both sides: put the corpus's name before it.
+    Returns
+    -------
+    dict of int to list of str
     """
-    if both := sorted(set(train["group"]) & set(test["group"])):
-        raise ValueError(
-            f"{len(both)} speaker group(s) are on both sides, e.g. {both[:5]}: the same people "
-            "can't be tested; other people of the same name need their corpus's name before it"
-        )
-    held_out = _validation_units(train, {1: []}, n_validation, seed)[1]
-    roles = np.where(train["group"].isin(held_out), "validation", "train")
-    rows = pd.concat([train, test], ignore_index=True)[["utterance_id", "emotion", "speaker"]]
-    return rows.assign(fold=1, role=[*roles, *["test"] * len(test)])
+    units = utterances.groupby("group").agg(sex=("sex", "first"), speakers=("speaker", "nunique"))
+    order = np.random.default_rng(seed).permutation(units.index.to_numpy(str)).tolist()
+    n_chosen, chosen, sex = dict.fromkeys(order, 0), {}, units["sex"]
+    for fold, tested in test_units.items():
+        free, mine = [name for name in order if name not in tested], []
+        wanted = min(n_validation, max(len(free) // 3, 1))  # most units stay in training
+        while units.loc[mine, "speakers"].sum() < wanted and len(free) > 1:
+            sexes = sex[mine].tolist()
+            best = min(free, key=lambda name: (sexes.count(sex[name]), n_chosen[name]))
+            free.remove(best)
+            mine.append(best)
+            n_chosen[best] += 1
+        chosen[fold] = sorted(mine)
+    return chosen
 
 
 def _published_test_units(published: dict, units: set[str]) -> dict[int, list[str]]:
@@ -127,30 +134,6 @@ def _drawn_test_units(utterances: pd.DataFrame, n_folds: int, seed: int) -> dict
     with warnings.catch_warnings(action="ignore", category=UserWarning):
         parts = list(splitter.split(groups, emotion, groups))
     return {fold: sorted(set(groups[test])) for fold, (_, test) in enumerate(parts, start=1)}
-
-
-def _validation_units(
-    utterances: pd.DataFrame, test_units: dict, n_validation: int, seed: int
-) -> dict[int, list[str]]:
-    """Choose each fold's validation units: both sexes in turn, those chosen least often first.
-
-    So each unit is a validation unit about equally often, and pooled validation rows represent the
-    whole corpus.
-    """
-    units = utterances.groupby("group").agg(sex=("sex", "first"), speakers=("speaker", "nunique"))
-    order = np.random.default_rng(seed).permutation(units.index.to_numpy(str)).tolist()
-    n_chosen, chosen, sex = dict.fromkeys(order, 0), {}, units["sex"]
-    for fold, tested in test_units.items():
-        free, mine = [name for name in order if name not in tested], []
-        wanted = min(n_validation, max(len(free) // 3, 1))  # most units stay in training
-        while units.loc[mine, "speakers"].sum() < wanted and len(free) > 1:
-            sexes = sex[mine].tolist()
-            best = min(free, key=lambda name: (sexes.count(sex[name]), n_chosen[name]))
-            free.remove(best)
-            mine.append(best)
-            n_chosen[best] += 1
-        chosen[fold] = sorted(mine)
-    return chosen
 
 
 def _validation_by_sentence(utterances: pd.DataFrame, role: np.ndarray, seed: int) -> np.ndarray:

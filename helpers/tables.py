@@ -242,16 +242,14 @@ def write_table(
     else:
         text = frame.to_csv(index=False, lineterminator="\n").encode()
         write_atomically(path, lambda handle: handle.write(text))
-    versions = {"python": platform.python_version()}
-    for name, package in PACKAGES.items():
-        if name in sys.modules:
-            versions[package] = importlib.metadata.version(package)
+    used = [package for name, package in PACKAGES.items() if name in sys.modules]
+    versions = {package: importlib.metadata.version(package) for package in used}
     record = {
         "notebook": notebook,
         "parameters": parameters or {},
         "inputs": {name: digest for name, digest in _READ.items() if name != _name(path)},
         "written": datetime.now(UTC).isoformat("T", "seconds"),
-        "versions": versions,
+        "versions": {"python": platform.python_version()} | versions,
     }
     text = json.dumps(record, indent=1, default=str).encode()
     write_atomically(path.with_name(path.name + ".json"), lambda handle: handle.write(text))

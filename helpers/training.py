@@ -8,6 +8,8 @@ with the same bits as one that was not.
 """
 
 import copy
+import functools
+import shutil
 import sys
 import zipfile
 from collections.abc import Callable
@@ -23,8 +25,8 @@ from helpers import artifacts, cache, estimators, experiment, nets, paths
 
 VERSION = 1
 OPTIMISERS = {
-    "SGD": torch.optim.SGD,
-    "RMSprop": torch.optim.RMSprop,
+    "SGD": functools.partial(torch.optim.SGD, momentum=0.9),
+    "RMSprop": functools.partial(torch.optim.RMSprop, momentum=0.9),
     "Adam": torch.optim.Adam,
     "AdamW": torch.optim.AdamW,
 }
@@ -84,8 +86,8 @@ class Network:
         weighted as in training) after which training stops. The best epoch's weights are kept.
     batch_size
         Clips of a batch.
-    optimiser, momentum, weight_decay
-        A name in ``OPTIMISERS``; momentum is for SGD and RMSprop.
+    optimiser, weight_decay
+        A name in ``OPTIMISERS``, which also set the momentum of SGD and RMSprop.
     learning_rate, schedule
         Highest learning rate, and how it changes from batch to batch: "one-cycle" (rises and falls
         once; Smith & Topin 2018), "cosine" (falls), "step" (halved four times, at equal distances)
@@ -117,7 +119,6 @@ class Network:
     patience: int = 10
     batch_size: int = 32
     optimiser: str = "AdamW"
-    momentum: float = 0.9
     weight_decay: float = 1e-2
     learning_rate: float = 3e-3
     schedule: str = "one-cycle"
@@ -170,8 +171,7 @@ class Network:
         -------
         dict
             ``validation`` and ``test`` (probabilities, shape ``(n_rows, n_classes)``), ``steps``
-            (which roles each step saw), ``notes`` (learning curves), ``weights``, and ``scratch``,
-            a folder that is of no use once the result is stored.
+            (which roles each step saw), ``notes`` (learning curves) and ``weights``.
 
         Raises
         ------
@@ -185,7 +185,7 @@ class Network:
         try:
             trainer = Trainer(self, train.with_copies(), validation, n_classes, seed)
             trainer.run()
-            return {
+            result = {
                 "validation": trainer.predict(validation.inputs),
                 "test": trainer.predict(test),
                 "steps": {"fit": ["train"], "stop": ["validation"]}
@@ -196,8 +196,9 @@ class Network:
                     "parameters": sum(p.numel() for p in trainer.net.parameters()),
                 },
                 "weights": trainer.arrays(),
-                "scratch": trainer.checkpoint.parent,
             }
+            shutil.rmtree(trainer.checkpoint.parent, ignore_errors=True)
+            return result
         except (RuntimeError, MemoryError) as error:
             reasons = ("out of memory", "allocate memory", "enough memory")  # PyTorch's words
             if isinstance(error, RuntimeError) and not any(r in str(error) for r in reasons):
@@ -253,7 +254,6 @@ class Network:
         net.load_state_dict({name: torch.tensor(value) for name, value in weights.items()})
         return net.eval()
 
-    @torch.inference_mode()
     def embed(
         self, weights: dict[str, np.ndarray], inputs: np.ndarray, n_classes: int
     ) -> np.ndarray:
@@ -269,9 +269,7 @@ class Network:
         """
         device = find_device(self.device)
         net = self.restore(weights, n_classes, inputs.shape[1:]).to(device)
-        batches = np.array_split(inputs, -(-len(inputs) // getattr(net, "largest_batch", 256)))
-        rows = [net.embed(torch.tensor(batch, device=device)).cpu() for batch in batches]
-        return torch.cat(rows).numpy()
+        return nets.compute(net, inputs, "embed", device)
 
     def head(self) -> estimators.Classical:
         """Return a model for embeddings that were changed, e.g. standardised per speaker."""
@@ -359,7 +357,11 @@ class Trainer:
         self.loss = nn.CrossEntropyLoss(
             self.weights, reduction="sum", label_smoothing=settings.label_smoothing
         )
-        self.optimiser = _optimiser(settings, self.net)
+        rate = settings.learning_rate
+        own = getattr(net, "parameter_groups", lambda rate: net.parameters())  # of its layers
+        self.optimiser = OPTIMISERS[settings.optimiser](
+            own(rate), lr=rate, weight_decay=settings.weight_decay
+        )
         n_steps = -(-len(self.inputs) // settings.batch_size) * settings.epochs
         self.schedule = SCHEDULES[settings.schedule](self.optimiser, n_steps)
         self.epoch, self.curves, self.best = 0, [], None
@@ -441,13 +443,10 @@ class Trainer:
             net = copy.deepcopy(self.net.state_dict())
             self.best = {"nll": nll, "epoch": self.epoch, "net": net}
 
-    @torch.inference_mode()
     def predict(self, inputs: np.ndarray) -> np.ndarray:
         """Compute probabilities, shape ``(n_rows, n_classes)``, always in float32."""
-        net = self.net.eval()
-        batches = torch.tensor(inputs).split(getattr(net, "largest_batch", 256))
-        rows = [net(batch.to(self.device)).softmax(1).cpu() for batch in batches]
-        return torch.cat(rows).double().numpy()
+        logits = torch.tensor(nets.compute(self.net, inputs, device=self.device))
+        return logits.softmax(1).double().numpy()
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the weights as arrays."""
@@ -519,10 +518,3 @@ def shift_images(batch: torch.Tensor, shift: int, generator: torch.Generator) ->
     padded = torch.nn.functional.pad(batch, (shift, shift, 2, 2))
     places = zip(padded, ys, xs, strict=True)
     return torch.stack([image[y : y + bands, x : x + frames] for image, y, x in places])
-
-
-def _optimiser(settings: Network, net: nn.Module) -> torch.optim.Optimizer:
-    rate, build = settings.learning_rate, OPTIMISERS[settings.optimiser]
-    more = {"momentum": settings.momentum} if settings.optimiser in ("SGD", "RMSprop") else {}
-    groups = net.parameter_groups(rate) if hasattr(net, "parameter_groups") else net.parameters()
-    return build(groups, lr=rate, weight_decay=settings.weight_decay, **more)

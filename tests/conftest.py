@@ -1,6 +1,7 @@
 """What the tests share: signals, small corpora on disk, small tables. No test ever touches a
 user's files."""
 
+import json
 import os
 import re
 import shutil
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pandas as pd
@@ -77,6 +79,13 @@ def pytest_runtest_setup(item) -> None:
             pytest.skip("no GPU on this machine")
 
 
+def encoder_settings(encoder: Path) -> dict[str, dict]:
+    """Return settings of notebooks 15 and 16, which the quick profile leaves out."""
+    shared = {"ENCODER": str(encoder), "LONGEST_S": 3.0, "SPEAKER_NORMALISED": False}
+    linear = {"LETTERS": str(encoder), "CLASSIFIERS": ["logistic regression"], "N_JOBS": 1}
+    return {"15": shared | linear, "16": shared | {"EPOCHS": 1}}
+
+
 @pytest.fixture(scope="session")
 def project(tmp_path_factory) -> Path:
     """A copy of the project with a cut-down demo corpus, in a folder with spaces and accents."""
@@ -98,10 +107,65 @@ def project(tmp_path_factory) -> Path:
             clip.unlink()
     profile = target / "tools/profiles/quick.yaml"
     values = yaml.safe_load(profile.read_text(encoding="utf-8"))
-    for number, tiny in TINY.items():
+    encoder = make_tiny_encoder(tmp_path_factory.mktemp("encoders") / "tiny-random-wav2vec2")
+    for number, tiny in (TINY | encoder_settings(encoder)).items():
         values[number] = values.get(number, {}) | tiny
     profile.write_text(yaml.safe_dump(values), encoding="utf-8")
     return target
+
+
+SMALL = {  # settings of tiny encoders; each kind reads its own
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "conv_dim": (8,) * 7,
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 4,
+    "vocab_size": 99,
+    "encoder_ffn_dim": 64,
+    "decoder_layers": 1,
+    "decoder_attention_heads": 2,
+    "decoder_ffn_dim": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 1,
+}
+
+
+def make_tiny_encoder(folder: Path) -> Path:
+    """Make a very small wav2vec2, hubert, wavlm or whisper with random weights, once."""
+    import torch
+    import transformers
+
+    kind = folder.name.removeprefix("tiny-random-")
+    if not folder.is_dir():
+        norm = "layer" if kind == "wavlm" else "group"  # after the first convolution
+        config = transformers.AutoConfig.for_model(kind, **SMALL, feat_extract_norm=norm)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            transformers.AutoModel.from_config(config).save_pretrained(folder)
+        whisper, others = (
+            transformers.WhisperFeatureExtractor,
+            transformers.Wav2Vec2FeatureExtractor,
+        )
+        reads = whisper if kind == "whisper" else others
+        reads(do_normalize=kind != "wavlm").save_pretrained(folder)
+    return folder
+
+
+def notebook_cells(name: str, *defined: str) -> ModuleType:
+    """Run the cells of a notebook that import, set parameters, or define these names."""
+    module = sys.modules[name] = ModuleType(name)
+    notebook = json.loads((PROJECT / f"notebooks/{name}.ipynb").read_text("utf-8"))
+    starts = tuple(f"{kind} {one}" for one in defined for kind in ("def", "class"))
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        wanted = source.startswith("import ") or "parameters" in cell["metadata"].get("tags", [])
+        if cell["cell_type"] == "code" and (wanted or any(start in source for start in starts)):
+            exec(source, vars(module))
+    return module
 
 
 def run_environment(project: Path, **variables: str) -> dict[str, str]:

@@ -225,7 +225,6 @@ def test_average_is_the_weighted_product_of_its_members(average, speech):
     assert found.variants == ["inductive"] and list(found.members) == ["DNN", "MelCNN"]
     assert (found.probabilities(speech, speech[:2]) == found.probabilities(speech)).all()
     assert found.card["labels"] == "four" and found.card["model"] == "average"
-    assert np.isnan(found.distances(speech)).all()
 
 
 def test_what_members_read_alike_is_read_once(average, speech, monkeypatch):
@@ -239,26 +238,10 @@ def test_what_members_read_alike_is_read_once(average, speech, monkeypatch):
     assert sorted(asked) == ["functionals"] * 4 + ["image"] * 4
 
 
-def test_distance_is_one_at_the_99th_percentile_of_the_training_clips(tmp_path, speech):
-    part, reads, _ = network("DNN", speech)
-    values, rng = read(reads, speech), np.random.default_rng(0)
-    many = values[rng.integers(0, 4, 500)]
-    many = many + rng.normal(size=many.shape) * values.std(axis=0)
-    about, place = (many, rng.integers(0, 5, 500).astype(str)), tmp_path / "model"
-    model = artifacts.load(artifacts.save(place, {"inductive": part}, reads, ABOUT, *about))
-    average = model.average_speaker
-    far = artifacts._distances(many, average) > model.card["distance_p99"]
-    assert far.mean() == pytest.approx(0.01)
-    assert (model.distances(speech) < 1).all()
-    average["clip_mean"][:] += 20 * average["clip_std"]
-    assert (model.distances(speech) > 3).all()
-
-
 def test_average_speaker_is_a_mean_over_speakers():
     values = np.array([[0.0], [2.0], [10.0], [10.0], [10.0], [14.0]])
-    found, _ = artifacts.average_speaker(values, np.array(list("aabbbb")))
+    found = artifacts.average_speaker(values, np.array(list("aabbbb")))
     assert found["mean"] == [6.0] and found["std"] == pytest.approx([np.sqrt((1 + 3) / 2)])
-    assert found["clip_mean"] == values.mean(0) and found["clip_std"] == values.std(0)
 
 
 def test_probe_is_the_same_everywhere():
@@ -299,14 +282,13 @@ def test_saved_models_answer_from_audio_as_they_do_in_memory(recordings, kind):
     embedded = getattr(model, "has_embeddings", False)
     assert final.card["space"] == ("embeddings" if embedded else "inputs")
     space = final.predictors["inductive"].embed(values) if embedded else values
-    average = artifacts.average_speaker(space, data.speakers)[0]
+    average = artifacts.average_speaker(space, data.speakers)
     known = features.normalise_by_enrolment(space, space[:5], average["mean"], average["std"])
     expected = final.predictors["speaker-normalised"](known)
     assert np.abs(final.probabilities(signals, signals[:5]) - expected).max() < 1e-4
     answer = predict.predict(recordings["path"][0], paths.work("demo", "four") / "models/toy")
     assert list(answer.probabilities.values()) == pytest.approx(inductive[0], abs=1e-5)
     assert final.card["recording_statistics"]["duration_s"] == [0.5, 0.5]
-    assert (final.distances(signals) <= 1.3).all()
 
 
 def test_a_model_is_made_of_its_key(tmp_path, speech):

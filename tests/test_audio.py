@@ -237,12 +237,6 @@ def test_silero_distinguishes_speech_from_a_tone():
     assert found > 0.5 * len(speech) and (parts[:, 1] - parts[:, 0]).sum() < 1.3 * found
 
 
-def test_without_silero_energy_takes_its_place(monkeypatch):
-    signal, expected = speech_and_silence()
-    monkeypatch.setattr(audio, "HAS_SILERO", False)
-    assert len(audio.voice_activity(signal)) == len(expected)
-
-
 def test_short_pauses_stay():
     tone = harmonic_tone(150, 0.5)
     signal = np.concatenate([tone, np.zeros(3_200, np.float32), tone])  # 0.2 s

@@ -4,39 +4,33 @@ The network that is fine-tuned is defined in notebook 16; it is tested here with
 """
 
 import json
-import sys
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import harmonic_tone, interrupt_training, make_utterances, write_audio
+from conftest import (
+    harmonic_tone,
+    interrupt_training,
+    make_tiny_encoder,
+    make_utterances,
+    notebook_cells,
+    write_audio,
+)
 
 from helpers import encoders, paths, training
 from helpers.experiment import FoldRows
-from helpers.paths import PROJECT
 
 LENGTHS = (16_000, 9_000, 23_456, 5_000)
-
-
-def notebook_cells(name: str, *defined: str) -> ModuleType:
-    """Run the cells of a notebook that import, set parameters, or define these names."""
-    module = sys.modules[name] = ModuleType(name)
-    notebook = json.loads((PROJECT / f"notebooks/{name}.ipynb").read_text("utf-8"))
-    starts = tuple(f"{kind} {one}" for one in defined for kind in ("def", "class"))
-    for cell in notebook["cells"]:
-        source = "".join(cell["source"])
-        wanted = source.startswith("import ") or "parameters" in cell["metadata"].get("tags", [])
-        if cell["cell_type"] == "code" and (wanted or any(start in source for start in starts)):
-            exec(source, vars(module))
-    return module
 
 
 @pytest.fixture(autouse=True)
 def models(tmp_path_factory, monkeypatch):
     """Make tiny models once for all tests; look nothing up on a network."""
-    monkeypatch.setenv("SER_MODELS", str(tmp_path_factory.getbasetemp() / "models"))
+    folder = tmp_path_factory.getbasetemp() / "models"
+    for kind in ("wav2vec2", "hubert", "wavlm", "whisper"):
+        make_tiny_encoder(folder / f"tiny-random-{kind}")
+    monkeypatch.setenv("SER_MODELS", str(folder))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
@@ -146,8 +140,6 @@ def test_fine_tuning_resumes_with_the_same_bits_and_restores(FineTuned, rank, mo
     rows = FoldRows(test, np.arange(12) % 3, np.repeat(["a", "b"], 6))
     model, given = network(FineTuned, rank), (rows, rows, test, 3, 1)
     whole = model.fit_predict(*given)
-    for path in whole["scratch"].glob("*"):
-        path.unlink()
     interrupt_training(monkeypatch, model, given, epochs=2)
     again = network(FineTuned, rank).fit_predict(*given)
     assert np.array_equal(again["test"], whole["test"])
@@ -212,18 +204,6 @@ def test_folders_with_weights_and_without(tmp_path, monkeypatch):
     (tmp_path / "somebody/half/config.json").write_text("{}")
     with pytest.raises(paths.Missing):
         encoders.locate("somebody/half")
-
-
-def test_tiny_models_are_the_same_every_time_and_marked(tmp_path, monkeypatch):
-    before = torch.get_rng_state()
-    folder = encoders.locate("tiny-random-wavlm")
-    first = encoders.weights_hash(folder)
-    assert folder.name.startswith(encoders.TINY) and torch.equal(before, torch.get_rng_state())
-    monkeypatch.setenv("SER_MODELS", str(tmp_path))
-    assert encoders.weights_hash(encoders.locate("tiny-random-wavlm")) == first
-    assert encoders.weights_hash(encoders.locate("tiny-random-hubert")) != first
-    with pytest.raises(ValueError, match=r"identifier: ear\. Should contain one of .*whisper"):
-        encoders.locate("tiny-random-ear")
 
 
 @pytest.mark.parametrize("only_bin", [False, True])

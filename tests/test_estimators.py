@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import make_features, make_utterances
+from conftest import make_features, make_utterances, notebook_cells
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
@@ -34,7 +34,7 @@ def notebook_models(n_features: int, **sizes: int) -> dict[str, Classical]:
     notebook = json.loads((PROJECT / "notebooks/11_ml_ensemble.ipynb").read_text("utf-8"))
     for cell in notebook["cells"]:
         source = "".join(cell["source"])
-        if source.startswith("import ") or "family[name] = " in source:
+        if source.startswith(("import ", "def anova")) or "family[name] = " in source:
             exec(source, names)
     return names["family"]
 
@@ -191,7 +191,7 @@ def test_anova_finds_no_noise_in_columns_that_hardly_vary():
     values[5, 2] = 1 - 3e-6
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found, p = estimators.anova(values, classes)
+        found, p = notebook_cells("11_ml_ensemble", "anova").anova(values, classes)
     assert np.isfinite(found).all() and found[2] > 30 and found[1] < 2 and p[1] > 0.3
     expected = f_classif(values[:, [0, 3]].astype(float), classes)[0]
     np.testing.assert_allclose(found[[0, 3]], expected, rtol=1e-9)

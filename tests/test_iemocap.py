@@ -172,16 +172,6 @@ def test_complete_release_has_the_known_counts(labels, expected):
     assert len(corpora.apply_labels(complete_release(), "iemocap", labels)) == expected
 
 
-def test_assertion_of_counts_fires_on_a_complete_release_only(monkeypatch):
-    assert len(corpora.apply_labels(complete_release(sad=1000), "iemocap")) == 5531 - 84
-    monkeypatch.setitem(corpora.get("iemocap").label_sets["iemocap-4"], "surprised", "happy")
-    assert len(corpora.apply_labels(complete_release(sad=1000), "iemocap")) == 5531 - 84 + 107
-    with pytest.raises(
-        ValueError, match="iemocap-4: 5638 utterances left of the complete release, expected 5531"
-    ):
-        corpora.apply_labels(complete_release(), "iemocap")
-
-
 def test_demo_corpus_is_sound():
     assert corpora.require_complete("demo").endswith(": complete")
     table = corpora.index("demo")

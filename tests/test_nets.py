@@ -9,7 +9,7 @@ import pytest
 import scipy.fft
 import torch
 import torchvision
-from test_encoders import notebook_cells
+from conftest import notebook_cells
 
 from helpers import nets
 
@@ -35,7 +35,7 @@ SEQUENCE_NETS = [
     (nets.Recurrent, {"hidden": 8}),
     (nets.Recurrent, {"hidden": 8, "cell": "GRU"}),
     (nets.Recurrent, {"hidden": 8, "layers": 2}),
-    (nets.Recurrent, {"hidden": 8, "pooling": "attention"}),
+    (notebook_cells("14_recurrent_attention", "Attention").AttentiveLSTM, {"hidden": 8}),
     (Convolutions, {}),
 ]
 IDS = ["LSTM", "GRU", "two layers", "attention", "convolutions"]
@@ -276,7 +276,8 @@ def test_clip_without_any_sound_gives_finite_logits_and_gradients(network, optio
 
 
 def test_attention_sums_to_one_over_non_padded_steps():
-    attention, steps = nets.Attention(8), torch.randn(4, 8, 10)
+    attention = notebook_cells("14_recurrent_attention", "Attention").Attention(8)
+    steps = torch.randn(4, 8, 10)
     mask = torch.ones(4, 1, 10)
     mask[0, :, 3:] = 0
     weights = attention.weights(steps, mask)

@@ -146,7 +146,6 @@ def test_code_is_explained(path):
 PHRASES = (Path(__file__).parent / "phrases.txt").read_text(encoding="utf-8").splitlines()
 
 
-@pytest.mark.xfail(strict=False, reason="the prose is rewritten in a later step")
 @every_notebook
 def test_prose_uses_the_terms_of_the_field(path):
     prose = "\n".join(text(cell) for cell in cells(path, "markdown"))

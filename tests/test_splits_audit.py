@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import EMOTIONS, make_features, make_utterances
+from conftest import EMOTIONS, make_features, make_utterances, notebook_cells
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.preprocessing import StandardScaler
 
@@ -113,13 +113,15 @@ def test_transfer_trains_on_one_corpus_and_tests_the_other():
     here, there = make_utterances(8), make_utterances(4)
     for column in ("utterance_id", "speaker", "group", "audio_hash"):
         there[column] = "x" + there[column]
-    folds = splits.make_transfer(here, there, n_validation=2)
+    notebook = notebook_cells("20_cross_corpus", "transfer")
+    notebook.N_VALIDATION = 2
+    folds = notebook.transfer(here, there)
     tested = folds.loc[folds["role"] == "test", "utterance_id"]
     assert set(tested) == set(there["utterance_id"]) and len(folds) == len(here) + len(there)
     assert folds[folds["role"] == "validation"]["speaker"].nunique() == 2
     assert faults(audit.audit_folds(folds, pd.concat([here, there]))) == []
-    with pytest.raises(ValueError, match=r"4 speaker group\(s\) are on both sides"):
-        splits.make_transfer(here, make_utterances(4))
+    with pytest.raises(AssertionError, match="on both sides"):
+        notebook.transfer(here, make_utterances(4))
 
 
 # --- planted faults ------------------------------------------------------------------------------

@@ -6,8 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import make_utterances
-from test_encoders import notebook_cells
+from conftest import make_utterances, notebook_cells
 
 from helpers import encoders, metrics, splits, training
 from helpers.experiment import Dataset, cross_validate

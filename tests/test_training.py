@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -77,7 +76,6 @@ def test_network_learns_and_is_deterministic():
     net, outcomes = Network("CNN", MelCNN, **SMALL), []
     for _ in range(2):
         outcomes.append(net.fit_predict(*given(5)))
-        shutil.rmtree(outcomes[-1]["scratch"])  # else the second run would only read checkpoints
     assert np.array_equal(outcomes[0]["test"], outcomes[1]["test"])
     assert outcomes[0]["notes"] == outcomes[1]["notes"]
     assert not np.array_equal(outcomes[0]["test"], net.fit_predict(*given(6))["test"])
@@ -306,9 +304,13 @@ def interrupted(monkeypatch):
     """A training stopped after its fifth epoch, and what the uninterrupted one predicts."""
     net = Network("CNN", MelCNN, **SMALL)
     whole = net.fit_predict(*given())
-    shutil.rmtree(whole["scratch"])
     interrupt_training(monkeypatch, net, given(), epochs=5)
     return net, whole
+
+
+def last_checkpoint() -> Path:
+    (found,) = paths.work("checkpoints").glob("*/*")
+    return found
 
 
 @pytest.fixture
@@ -326,7 +328,7 @@ def epochs_trained(monkeypatch) -> list:
 
 def test_the_checkpoint_is_continued(interrupted, epochs_trained):
     net, whole = interrupted
-    assert [path.name for path in whole["scratch"].iterdir()] == ["last.ckpt"]
+    assert last_checkpoint().is_file()
     outcome = net.fit_predict(*given())
     assert np.array_equal(outcome["test"], whole["test"]) and epochs_trained[-3:] == [6, 7, 8]
     assert outcome["notes"] == whole["notes"]
@@ -344,19 +346,19 @@ def test_the_checkpoint_is_continued(interrupted, epochs_trained):
 )
 def test_damaged_checkpoint_is_told_and_not_used(interrupted, harm, epochs_trained, capsys):
     net, whole = interrupted
-    last = whole["scratch"] / "last.ckpt"
+    last = last_checkpoint()
     last.write_bytes(harm(last.read_bytes()))
     assert np.array_equal(net.fit_predict(*given())["test"], whole["test"])
     assert epochs_trained[-8:] == [1, 2, 3, 4, 5, 6, 7, 8]
     assert "last.ckpt is damaged" in capsys.readouterr().out
 
 
-def test_another_configuration_never_continues_a_checkpoint(interrupted, epochs_trained):
-    _, whole = interrupted
+@pytest.mark.usefixtures("interrupted")
+def test_another_configuration_never_continues_a_checkpoint():
     for other, seed in [({"epochs": 9}, 0), ({}, 1), ({"learning_rate": 0.01}, 0)]:
         net = Network("CNN", MelCNN, **SMALL | other)
         trainer = training.Trainer(net, pictures(), pictures(24, seed=1), 3, seed)
-        assert trainer.checkpoint.parent != whole["scratch"]
+        assert trainer.checkpoint != last_checkpoint()
         trainer.resume()
         assert trainer.epoch == 0
 
