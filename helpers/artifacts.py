@@ -48,8 +48,9 @@ class Input:
         "functionals", "sequence" (of low-level descriptors), "segments" (their statistics),
         "image" (a mel-spectrogram) or "recording" (``audio.recording_statistics``).
     arguments
-        ``columns`` of functionals (default: all), ``n_steps`` and ``stride`` of a sequence,
-        ``n_segments`` of segments, ``n_frames`` of an image; ``trim`` of all but functionals.
+        ``columns`` of functionals, sequence and segments (default: all), ``n_steps`` and ``stride``
+        of a sequence, ``n_segments`` of segments, ``n_frames`` of an image; ``trim`` of all but
+        functionals.
     channel_normalised
         Whether the signal goes through ``audio.channel_normalise`` first.
 
@@ -95,8 +96,9 @@ class Input:
                 row = features.functionals(signal)
                 names = self.arguments.get("columns", row)
                 return np.array([row[name] for name in names], np.float32)
-        arguments = dict(self.arguments)
-        clip = features.clip_descriptors(signal, trim=arguments.pop("trim", True))
+        arguments, names = dict(self.arguments), features.columns(self.kind)
+        chosen = [names.index(name) for name in arguments.pop("columns", names)]
+        clip = features.clip_descriptors(signal, trim=arguments.pop("trim", True))[:, chosen]
         turn_into = features.sequence if self.kind == "sequence" else features.segments
         return turn_into(clip, **arguments)
 
@@ -345,8 +347,8 @@ def save(
     parts
         Variant → weights; "inductive" is required.
     reads
-        How a signal becomes an input. Functionals without ``columns`` get the names of today's, so
-        that a feature that is added later does not change the model.
+        How a signal becomes an input. Without ``columns`` it gets the names of today's, so that a
+        feature that is added later does not change the model.
     about
         The card: ``model``, ``emotions`` in the project's order, ``corpus``, ``labels``,
         ``licence``, ``results``, ``recording_statistics``, and what else a user should know.
@@ -368,8 +370,8 @@ def save(
     Refused
         If the emotions are in another order, or the network is defined in a notebook.
     """
-    if reads.kind == "functionals":
-        columns = {"columns": list(features.functionals(probe_signal()))}
+    if reads.kind in ("functionals", "sequence", "segments"):
+        columns = {"columns": features.columns(reads.kind)}
         reads = replace(reads, arguments=columns | reads.arguments)
     card = about | {"input": asdict(reads), "variants": list(parts), "space": space}
     card["parts"] = {variant: part.network for variant, part in parts.items()}

@@ -67,7 +67,6 @@ class FrontEnd:
     f0_max: float = 600.0  # Hz
     voicing: float = 0.5  # height of the autocorrelation peak from which a frame counts as voiced
     trim_db: float = audio.TRIM_DB  # dB
-    seconds: float = 0.0  # s; analyse only this much from the start, untrimmed (0: all)
 
 
 SEQUENCE = FrontEnd(hop_length=320)  # every 20 ms: neighbouring windows still overlap by half
@@ -144,8 +143,7 @@ def functionals(signal: np.ndarray, front_end: FrontEnd = FrontEnd()) -> dict[st
     dict
         Column name to value; always the same columns in the same order, always finite.
     """
-    first = round(front_end.seconds * front_end.sampling_rate)
-    signal = signal[:first] if first else audio.trim(signal, front_end.trim_db)
+    signal = audio.trim(signal, front_end.trim_db)
     descriptors, names = describe(signal, front_end)
     correlated = descriptors[:, [names.index(name) for name in _CORRELATED]]
     level, f0 = correlated[:, -2], correlated[:, -1]
@@ -174,7 +172,7 @@ def functionals_table(
     Parameters
     ----------
     utterances
-        With ``utterance_id`` and ``tables.CLIP``: ``path``, ``start_s``, ``end_s`` (s, NaN for the
+        With ``utterance_id``, ``path``, ``start_s``, ``end_s`` (s, NaN for the
         whole file) and ``audio_hash``, by which stored results are found.
     front_end
         Analysis parameters.
@@ -188,13 +186,13 @@ def functionals_table(
     pd.DataFrame
         ``utterance_id`` and one float32 column per functional, rows in the order of `utterances`.
     """
-    columns = list(functionals(np.zeros(front_end.sampling_rate, np.float32), front_end))
+    names = columns("functionals", front_end)
     compute, key = partial(_functional_values, front_end), repr(front_end)
     rows = audio.map_signals(
         compute, utterances, "functionals", key, (VERSION,), n_jobs=n_jobs, progress=progress
     )
-    values = np.array(list(rows), np.float32).reshape(-1, len(columns))
-    return pd.DataFrame(values, utterances["utterance_id"], columns).reset_index()
+    values = np.array(list(rows), np.float32).reshape(-1, len(names))
+    return pd.DataFrame(values, utterances["utterance_id"], names).reset_index()
 
 
 def descriptors_table(
@@ -218,8 +216,7 @@ def descriptors_table(
         audio.map_signals(compute, utterances, "descriptors", key, (VERSION,), n_jobs=n_jobs)
     )
     ids = utterances["utterance_id"].repeat(list(map(len, clips)))
-    names = _descriptor_names(front_end)[front_end.n_mels :]
-    return pd.DataFrame(np.concatenate(clips), ids, names).reset_index()
+    return pd.DataFrame(np.concatenate(clips), ids, columns("sequence", front_end)).reset_index()
 
 
 def clip_descriptors(
@@ -243,6 +240,13 @@ def clip_descriptors(
     """
     signal = audio.trim(signal, front_end.trim_db) if trim else signal
     return describe(signal, front_end)[0][:, front_end.n_mels :]
+
+
+def columns(kind: str, front_end: FrontEnd = SEQUENCE) -> list[str]:
+    """Return the names of the "functionals", or of the descriptors of a "sequence"."""
+    if kind == "functionals":
+        return list(functionals(np.zeros(front_end.sampling_rate, np.float32), front_end))
+    return _descriptor_names(front_end)[front_end.n_mels :]
 
 
 def split_clips(frames: pd.DataFrame) -> tuple[pd.Series, list[np.ndarray]]:

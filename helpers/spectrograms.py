@@ -78,7 +78,7 @@ def write_images(
     Parameters
     ----------
     utterances
-        With ``utterance_id`` and ``tables.CLIP``.
+        With ``utterance_id``, ``path``, ``start_s``, ``end_s`` and ``audio_hash``.
     folder
         Where to write.
     front_end

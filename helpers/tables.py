@@ -45,7 +45,6 @@ MAKERS = {  # schema → the notebook that writes such tables
     "predictions": "07 to 17, by the model's name,",
     "results": "18",
 }
-CLIP = ["path", "start_s", "end_s", "audio_hash"]  # of the utterances: what features are made from
 _READ: dict[str, str] = {}  # inputs this process has read, with their hashes
 
 _ID = pa.Column(str, pa.Check.str_matches(r"^[^/]+/.+$"))
@@ -200,7 +199,9 @@ SCHEMAS = {
             "variant": pa.Column(str),
             "pretrained": pa.Column(bool),
             "n": pa.Column(int),
-            r"^(uar|wa|ece|nll|.*f1).*$": pa.Column(float, regex=True, nullable=True),
+            r"^(?!(model|variant|pretrained|n|protocol)$).*$": pa.Column(
+                float, regex=True, nullable=True
+            ),
             "protocol": pa.Column(str),
         },
         unique=["model", "variant"],

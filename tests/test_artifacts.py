@@ -216,6 +216,30 @@ def test_functionals_without_columns_store_their_names(saved, speech, monkeypatc
     assert (artifacts.load(saved).probabilities(speech) == expected).all()
 
 
+def test_a_descriptor_that_is_added_later_changes_no_model_of_sequences(
+    tmp_path, speech, monkeypatch
+):
+    reads = Input("sequence", {"n_steps": 20})
+    inputs = read(reads, speech)
+    about = {"build": "Recurrent", "options": {"hidden": 4}, "shape": list(inputs.shape[1:])}
+    torch.manual_seed(0)
+    state = nets.Recurrent(4, inputs.shape[1:], hidden=4).state_dict()
+    part = Part({name: value.numpy() for name, value in state.items()}, about, 4)
+    folder = artifacts.save(tmp_path / "model", {"inductive": part}, reads, ABOUT)
+    expected, describe = artifacts.load(folder).probabilities(speech), features.describe
+
+    def described(signal, front_end=features.FrontEnd()):
+        values, names = describe(signal, front_end)
+        more = np.ones((len(values), 1), np.float32)
+        return np.append(more, values, axis=1), ["new", *names]
+
+    descriptor_names = features._descriptor_names
+    monkeypatch.setattr(features, "describe", described)
+    monkeypatch.setattr(features, "_descriptor_names", lambda fe: ["new", *descriptor_names(fe)])
+    artifacts._read.cache_clear()
+    assert (artifacts.load(folder).probabilities(speech) == expected).all()
+
+
 def test_average_is_the_weighted_product_of_its_members(average, speech):
     both = [artifacts.load(average / name).probabilities(speech) for name in ("DNN", "MelCNN")]
     expected = (both[0] + 1e-3) ** 0.8 * (both[1] + 1e-3) ** 0.5

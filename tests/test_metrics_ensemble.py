@@ -5,12 +5,14 @@ import sys
 
 import numpy as np
 import pandas as pd
+import pandera.pandas as pa
 import pytest
 from conftest import make_predictions, make_utterances
 from scipy.special import softmax
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from helpers import ensemble, metrics, paths, splits, tables
+from tools import cards
 
 # 6 clips of two speakers: truth, P(neutral), P(sad), P(angry)
 GOLDEN = [
@@ -454,9 +456,16 @@ def test_scores_are_written_in_per_cent_and_differences_in_points():
     assert metrics.format_difference(pair | {"low": np.nan}) == "+2.6"
 
 
-def test_a_metric_is_declared_in_one_place(models, folds, monkeypatch):
+def test_a_metric_is_declared_in_one_place(models, folds, monkeypatch, tmp_path):
     best = metrics.Metric("highest confidence", lambda rows: rows.filter(like="p_").max(axis=None))
-    monkeypatch.setitem(metrics.METRICS, "uar_most", best)
+    earlier = metrics.results_table(models, folds, "toy")
+    monkeypatch.setitem(metrics.METRICS, "most", best)
     table = metrics.results_table(models, folds, "toy")
     tables.SCHEMAS["results"].validate(table)
-    assert (table["uar_most"] <= 1).all()
+    assert (table["most"] <= 1).all()
+    with pytest.raises(pa.errors.SchemaError, match="most"):
+        tables.SCHEMAS["results"].validate(table.assign(most="high"))
+    tables.write_table(earlier, tmp_path / "results.csv", "results")  # before it was declared
+    tables.write_table(folds, tmp_path / "folds.csv", "folds")
+    (card, *_) = cards.protocol_cards(tmp_path, "demo", "iemocap-4")
+    assert card["results"]["most"] is None and card["results"]["wa"] > 0

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import nbformat
 import pandas as pd
@@ -112,7 +111,7 @@ def write_profile(project: Path, text: str) -> None:
 
 def options_of(**given) -> notebook.Options:
     options = run.parse([])
-    about = SimpleNamespace(default_labels="four", label_sets={"four": {}}, synthetic=True)
+    about = corpora.Corpus("demo", "Demo", label_sets={"four": {}}, synthetic=True)
     usual = {"about": about, "labels": "four", "profile": "full", "device": "cpu"}
     for name, value in (usual | given).items():
         setattr(options, name, value)
@@ -245,9 +244,20 @@ def test_what_makes_a_notebook_run_again(project, kind):
     assert statuses() == {"01": "fresh", "02": "fresh"}
 
 
-def test_the_corpus_own_record_makes_a_notebook_run_again(project):
-    statuses()
-    about = SimpleNamespace(default_labels="four", label_sets={"six": {}}, synthetic=True)
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"label_sets": {"four": {}, "six": {}}},
+        {"sexes": lambda speaker: "female"},
+        {"members": ("ravdess",)},
+    ],
+    ids=["label sets", "a function", "members"],
+)
+def test_the_corpus_own_record_makes_a_notebook_run_again(project, changed):
+    own = {"label_sets": {"four": {}}, "sexes": lambda speaker: "male", "synthetic": True}
+    assert statuses(about=corpora.Corpus("demo", "Demo", **own))["02"] == "run"
+    assert statuses(about=corpora.Corpus("demo", "Demo", **own))["02"] == "fresh"
+    about = corpora.Corpus("demo", "Demo", **own | changed)
     assert statuses(about=about) == {"01": "fresh", "02": "run"}
 
 
@@ -563,7 +573,7 @@ def test_another_corpus_than_the_notebooks_show_leaves_predictions_and_its_own_t
 ):
     shown = run_and_publish(publishable)
     page = (project / "docs/results.md").read_text()
-    about = SimpleNamespace(default_labels="seven", label_sets={"seven": {}}, synthetic=False)
+    about = corpora.Corpus("talk", "Talk", label_sets={"seven": {}})
     other = options_of(corpus="talk", labels="seven", about=about, allow_incomplete=True)
     folds = make_folds(make_utterances(10, 4), n_folds=5)
     tables.write_table(folds, other.labelled / "folds.csv", "folds")

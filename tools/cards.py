@@ -33,6 +33,7 @@ def protocol_cards(folder: Path, corpus: str, labels: str) -> list[dict]:
         A card per row; what is not known is None.
     """
     results = tables.read_table(folder / "results.csv", "results")
+    results = results.reindex(columns=list({**results, **METRICS}))  # an older one may have fewer
     folds = tables.read_table(folder / "folds.csv", "folds")
     about, cards = corpora.get(corpus), []
     counts = folds.drop_duplicates("utterance_id")["emotion"].value_counts()

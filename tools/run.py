@@ -196,10 +196,17 @@ def made_from(book: Notebook, values: dict, options: Options) -> dict:
         if f"helpers.{name}" not in found and name != "plots" and path.is_file():
             code, imports = parsed(path.read_text(encoding="utf-8"), path.name)
             if name == "corpora":
-                code += re.sub(r" at 0x\w+", "", repr(options.about))  # where a function lies
+                code += described(options.about)
             found[f"helpers.{name}"] = hash_of(code)
             queue += imports
     return found
+
+
+def described(corpus: corpora.Corpus) -> str:
+    """Return what a corpus's record says, and those of its members, the code of functions too."""
+    records = [corpus, *map(corpora.get, corpus.members)]
+    functions = [(r.sexes.__code__.co_code, r.sexes.__code__.co_consts) for r in records]
+    return re.sub(r" at 0x\w+", "", repr([records, functions]))  # where a function lies
 
 
 @functools.cache  # most notebooks lead to the same modules, and parsing takes time
