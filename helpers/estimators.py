@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import scipy.linalg
+import threadpoolctl
 from sklearn import (
     calibration,
     discriminant_analysis,
@@ -225,8 +226,11 @@ def fit_seeded(model: BaseEstimator, rows: experiment.FoldRows, seed: int) -> Ba
     if isinstance(model, calibration.CalibratedClassifierCV):
         splitter = model_selection.GroupKFold(min(4, len(np.unique(rows.speakers))))
         model.set_params(cv=list(splitter.split(rows.inputs, rows.classes, rows.speakers)))
-    # few iterations are part of these models' regularisation
-    with warnings.catch_warnings(action="ignore", category=exceptions.ConvergenceWarning):
+    # few iterations are part of these models' regularisation; threads cost more than they save
+    with (
+        warnings.catch_warnings(action="ignore", category=exceptions.ConvergenceWarning),
+        threadpoolctl.threadpool_limits(1),
+    ):
         return model.fit(rows.inputs, rows.classes)
 
 

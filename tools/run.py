@@ -287,6 +287,7 @@ def run_papermill(book: Notebook, values: dict, executed: Path) -> str:
             extra_arguments=["--log-level=CRITICAL"],
             progress_bar=sys.stdout.isatty(),
             start_timeout=180,
+            shutdown_kernel="immediate",  # a polite end takes seconds
         )
     except papermill.PapermillExecutionError as error:
         return (
