@@ -24,6 +24,7 @@ from typing import IO
 
 import joblib
 import numpy as np
+import threadpoolctl
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from tqdm import tqdm
 
@@ -244,7 +245,8 @@ def _computed(compute: Callable, jobs: list[tuple], n_jobs: int) -> list:
         with _cluster(address) as client:
             return client.gather(client.map(lambda job: compute(*job), jobs, pure=False))
     if n_jobs == 1 or len(jobs) <= FEW:
-        return list(itertools.starmap(compute, jobs))
+        with threadpoolctl.threadpool_limits(1, "blas"):  # as in a process; more are slower
+            return list(itertools.starmap(compute, jobs))
     try:
         return joblib.Parallel(n_jobs)(joblib.delayed(compute)(*job) for job in jobs)
     except TerminatedWorkerError as error:

@@ -47,11 +47,8 @@ class FoldRows:
     copies: np.ndarray | None = None
 
     def __add__(self, other: "FoldRows") -> "FoldRows":
-        both = {}
-        for name, mine in vars(self).items():
-            if mine is not None:
-                both[name] = np.concatenate([mine, getattr(other, name)])
-        return FoldRows(**both)
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return FoldRows(*[a if a is None else np.concatenate([a, b]) for a, b in pairs])
 
     def with_copies(self) -> "FoldRows":
         """Return the rows and, below them, their copies (same speakers and emotions) as rows."""

@@ -148,6 +148,13 @@ def test_profile_values_reach_the_notebook(project):
     assert (paths.work("demo") / "table.txt").read_text() == "7"
 
 
+def test_a_profile_may_skip_a_notebook_unless_it_is_asked_for(project, capsys):
+    write_profile(project, "skip: {'02': it teaches nothing here}")
+    assert statuses() == {"01": "run", "02": "skipped"}
+    assert "it teaches nothing here" in capsys.readouterr().out
+    assert statuses(only="02")["02"] == "run"
+
+
 def test_options_go_where_a_notebook_has_them_and_before_the_profile(project):
     write_notebook(project, "03_third", "", LABELS="", DEVICE="auto")
     options = options_of(labels="two", device="cpu", allow_incomplete=True)

@@ -112,12 +112,17 @@ def run(books: list[Notebook], options: Options) -> dict[str, dict]:
         with the same parameters: ``longest`` (s) and ``largest_mb``.
     """
     profile = paths.PROJECT / f"tools/profiles/{options.profile}.yaml"
-    values = values_for(books, options, yaml.safe_load(profile.read_text(encoding="utf-8")) or {})
+    profiled = yaml.safe_load(profile.read_text(encoding="utf-8")) or {}
+    skipped = profiled.pop("skip", {})  # number -> reason
+    values = values_for(books, options, profiled)
     wanted, outcomes, failed = chosen(books, options), {}, False
     for book in books:
         outcome = read_json(options.stamp(book)).get("outcome", {"status": ""})
         if failed or book.number not in wanted:
             outcome["status"] = "earlier" if outcome["status"] == "run" else "not run"
+        elif book.number in skipped and not options.only:
+            outcome = {"status": "skipped", "reason": skipped[book.number]}
+            print_outcomes({book.name: outcome})
         elif reason := why_stale(book, values[book.name], options):
             print(f"{book.name:<28} starts ({reason})", flush=True)
             outcome = execute(book, values[book.name], options)
