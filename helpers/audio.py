@@ -10,6 +10,10 @@ import functools
 import hashlib
 import json
 import os
+import re
+import subprocess
+import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -30,7 +34,14 @@ SILENT_DBFS = -60.0  # a clip whose loudest frame is below this holds no speech
 # of a channel-normalised signal: its loudest 32 ms, its noise floor, the upper end of its band
 LEVEL_DBFS, FLOOR_DBFS, TOP_HZ = -20.0, -60.0, 7_000.0
 KEPT_PAUSE_S = 0.3  # shorter pauses are part of how something is spoken
-AUDIO_SUFFIXES = {".wav", ".flac", ".opus", ".ogg", ".mp3", ".aiff", ".aif", ".au"}
+AUDIO_SUFFIXES = {".wav", ".flac", ".opus", ".ogg", ".oga", ".mp3", ".aiff", ".aif", ".au"}
+AUDIO_SUFFIXES |= {".m4a", ".aac", ".amr", ".3gp", ".wma", ".webm", ".mp4", ".mov", ".mkv"}
+ENDLESS = 2**40  # samples; a header that says more does not know
+CANCELLED = 0.001  # a mix of channels that has less than this of their power: -30 dB
+CUT_SHORT = "cut short: fewer samples than its header promises"
+# only files of this machine and formats of recordings: a playlist could name any other file
+FFMPEG = ["-nostdin", "-hide_banner", "-protocol_whitelist", "file", "-format_whitelist"]
+FFMPEG += ["aac,amr,asf,avi,flac,flv,matroska,mov,mp3,ogg,wav"]
 
 
 def is_audio(path: Path) -> bool:
@@ -49,7 +60,7 @@ def load(
     Parameters
     ----------
     path
-        Any format that libsndfile reads: wav, flac, ogg, opus, mp3, …
+        Any format that libsndfile or FFmpeg reads: wav, flac, ogg, mp3, m4a, the sound of a video…
     start_s, end_s
         Cut this part out, in seconds; whole file by default.
     sampling_rate
@@ -58,7 +69,12 @@ def load(
     Returns
     -------
     np.ndarray [shape=(n_samples,), float32]
-        Channels averaged.
+        Channels averaged; the louder one, if they cancel each other.
+
+    Warns
+    -----
+    UserWarning
+        If the file ends early, or its channels cancel each other.
 
     Raises
     ------
@@ -68,7 +84,9 @@ def load(
     FileNotFoundError
         If there is no such file.
     """
-    signal, native_rate, *_ = _decode(path, start_s, end_s)
+    signal, native_rate, _, remarks = _decode(path, start_s, end_s)
+    if remarks:
+        warnings.warn(f"{Path(path).name}: {remarks}", stacklevel=2)
     return remove_offset(soxr.resample(signal, native_rate, sampling_rate))
 
 
@@ -95,7 +113,7 @@ def measure(path: str | Path, start_s: float | None = None, end_s: float | None 
         exclude the clip from the later notebooks.
     """
     try:
-        signal, native_rate, channels, short = _decode(path, start_s, end_s)
+        signal, native_rate, channels, remarks = _decode(path, start_s, end_s)
     except (ValueError, OSError) as error:
         return {
             "duration_s": np.nan,
@@ -115,7 +133,8 @@ def measure(path: str | Path, start_s: float | None = None, end_s: float | None 
         f"unusable: {duration:.2f} s, shorter than {MIN_DURATION_S} s": duration < MIN_DURATION_S,
         f"unusable: silent (loudest 32 ms at {level:.0f} dBFS)": level < SILENT_DBFS,
         f"{duration:.0f} s long: cut it into utterances": duration > LONG_DURATION_S,
-        "cut short: fewer samples than its header or its times promise": short,
+        remarks: bool(remarks),
+        "cut short: its times promise more": duration < (end_s or 0) - (start_s or 0) - 0.1,
         f"clipped ({clipped:.1%} of samples at full scale)": clipped > 0.001,
         f"sampled at {native_rate} Hz: nothing above {native_rate // 2} Hz": native_rate
         < SAMPLING_RATE,
@@ -343,40 +362,88 @@ def _measured(path: str, start_s: float, end_s: float) -> np.ndarray:
 
 def _decode(
     path: str | Path, start_s: float | None, end_s: float | None
-) -> tuple[np.ndarray, int, int, bool]:
-    """Return mono signal, the file's sampling rate (Hz), number of channels, whether it is short.
+) -> tuple[np.ndarray, int, int, str]:
+    """Return mono signal, the file's sampling rate (Hz), number of channels, and remarks.
 
-    Short means that samples are missing which the header or the times promise.
+    libsndfile reads formats whose length it knows. FFmpeg reads the others: those of phones, the
+    sound of videos, streams, and mp3, of which libsndfile estimates the length.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path or 'its audio file'} is not there")
     path = Path(path)
     try:
-        with soundfile.SoundFile(path) as file:
-            rate = file.samplerate
-            begin = 0 if pd.isna(start_s) else round(start_s * rate)
-            stop = file.frames if pd.isna(end_s) else round(end_s * rate)
-            if begin >= file.frames > 0:
-                raise ValueError(
-                    f"{path.name} is {file.frames / rate:.2f} s long, but a part from "
-                    f"{start_s:.2f} s was asked for"
-                )
-            file.seek(begin)
-            signal = file.read(max(stop - begin, 0), dtype="float32", always_2d=True)
-            # libsndfile's own remarks: a wav whose header promises more data, an unfinished ogg
-            remarks = file.extra_info.lower()
-            short = (
-                "(should be" in remarks
-                or "end-of-stream" in remarks
-                or stop > file.frames + 0.1 * rate
-            )
-    except soundfile.LibsndfileError as error:
+        header = soundfile.info(path)
+        read = _read_by_ffmpeg if header.format == "MP3" or header.frames > ENDLESS else _read_part
+    except soundfile.LibsndfileError:
+        read = _read_by_ffmpeg
+    try:
+        channels, rate, short = read(path, start_s, end_s)
+    except (soundfile.LibsndfileError, subprocess.CalledProcessError) as error:
+        reason = (getattr(error, "stderr", None) or str(error)).strip().rstrip(".").splitlines()[-1]
         raise ValueError(
-            f"{path.name} can't be decoded ({error.error_string.rstrip('.')}; "
-            f"{path.stat().st_size} bytes): is it audio, and complete?"
+            f"{path.name} can't be decoded ({reason}; {path.stat().st_size} bytes): is it audio, "
+            "and complete?"
         ) from None
-    if signal.size == 0:
+    if channels.size == 0:
         raise ValueError(f"{path.name} holds no samples")
-    if n_bad := int((~np.isfinite(signal)).sum()):
+    if n_bad := int((~np.isfinite(channels)).sum()):
         raise ValueError(f"{path.name} holds {n_bad} NaN or infinite samples")
-    return signal.mean(axis=1), rate, signal.shape[1], short
+    signal, cancel = mixed(channels)
+    remarks = CUT_SHORT * short, "its channels cancel when mixed: the louder is used" * cancel
+    return signal, rate, channels.shape[1], "; ".join(filter(None, remarks))
+
+
+def mixed(channels: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Mix channels, shape ``(n_samples, n_channels)``, to their mean.
+
+    Where they cancel, as when the poles of one plug are swapped, the louder one is taken; the
+    second result says so.
+    """
+    mean, power = channels.mean(axis=1), np.square(channels, dtype=np.float64).mean(axis=0)
+    cancel = bool(np.square(mean, dtype=np.float64).mean() < CANCELLED * power.max())
+    return channels[:, power.argmax()] if cancel else mean, cancel
+
+
+def _read_part(
+    path: Path, start_s: float | None, end_s: float | None
+) -> tuple[np.ndarray, int, bool]:
+    """Read samples (n, n_channels) with libsndfile; return also the rate, and whether some miss."""
+    with soundfile.SoundFile(path) as file:
+        rate = file.samplerate
+        begin = 0 if pd.isna(start_s) else round(start_s * rate)
+        stop = file.frames if pd.isna(end_s) else round(end_s * rate)
+        if begin >= file.frames > 0:
+            raise ValueError(
+                f"{path.name} is {file.frames / rate:.2f} s long, but a part from "
+                f"{start_s:.2f} s was asked for"
+            )
+        skipped = file.seek(begin) if file.seekable() else 0
+        channels = file.read(max(stop - skipped, 0), dtype="float32", always_2d=True)
+        # libsndfile's own remarks: a wav whose header promises more (a stream's says 2 to the 32nd
+        # or so), an unfinished ogg
+        promised = re.findall(r"(\d+) \(should be", file.extra_info)
+        short = any(int(n) < 2**31 - 2**16 for n in promised)
+        short = short or "end-of-stream" in file.extra_info.lower()
+    return channels[begin - skipped :], rate, short
+
+
+def _read_by_ffmpeg(
+    path: Path, start_s: float | None, end_s: float | None
+) -> tuple[np.ndarray, int, bool]:
+    """Read as :func:`_read_part` does, what FFmpeg makes of a file."""
+    import imageio_ffmpeg  # late: most files do without
+
+    with tempfile.TemporaryDirectory() as folder:
+        wav = Path(folder, "sound.wav")
+        command = [imageio_ffmpeg.get_ffmpeg_exe(), *FFMPEG, "-i", f"file:{path}", "-vn"]
+        command += ["-c:a", "pcm_f32le", str(wav)]
+        quiet = {"capture_output": True, "text": True, "errors": "replace"}
+        done = subprocess.run(command, check=True, **quiet)
+        promised = re.search(r"Duration: (\d+):(\d+):([\d.]+)", done.stderr)
+        hours, minutes, seconds = map(float, promised.groups() if promised else (0, 0, 0))
+        promise = (hours * 60 + minutes) * 60 + seconds
+        # an estimate, or that of the pictures, says nothing
+        known = not re.search("Estimating duration|Video:", done.stderr)
+        early = known and soundfile.info(wav).duration < promise - 0.1
+        channels, rate, short = _read_part(wav, start_s, end_s)
+        return channels, rate, short or early

@@ -11,6 +11,7 @@ Run ``python -m helpers.predict FILE… [--model DIR] [--enrol FILE…] [--only 
 import argparse
 import json
 import sys
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -49,8 +50,9 @@ ARGUMENTS = {
     "--enrol": {
         "nargs": "+",
         "default": (),
+        "type": Path,
         "metavar": "FILE",
-        "help": "clips of the same speaker",
+        "help": "clips of the same speaker, or folders of them",
     },
     "--only": {
         "nargs": "+",
@@ -62,7 +64,7 @@ ARGUMENTS = {
         "type": float,
         "default": 0.0,
         "metavar": "P",
-        "help": '"unsure" below this probability',
+        "help": '"unsure" below this probability, 0 to 1',
     },
     "--timeline": {"action": "store_true", "help": "windows of a long recording, and a verdict"},
     "--json": {"action": "store_true", "help": "a line of JSON for each recording"},
@@ -87,7 +89,8 @@ class Prediction:
         "inductive", or "speaker-normalised" where enrolment clips were given and the model has that
         variant.
     warnings
-        How the clip differs from the training recordings: the answer is less reliable then.
+        What is wrong with the recording, and how it differs from the training recordings: the
+        answer is less reliable then.
     """
 
     emotion: str
@@ -125,7 +128,7 @@ def predict(
     Parameters
     ----------
     recording
-        A file, or samples: shape ``(n_samples,)`` or ``(n_samples, n_channels)``, floats of full
+        A file, or samples: shape ``(n_samples,)``, ``(n_samples, n_channels)`` or ``(1, n_samples)``, floats of full
         scale ±1, or signed integers.
     model
         A folder, or what ``artifacts.load`` returned.
@@ -146,8 +149,10 @@ def predict(
         If the recording can't be decoded, is shorter than ``audio.MIN_DURATION_S``, longer than
         ``audio.LONG_DURATION_S`` or silent, or `only` names emotions that the model does not know.
     """
-    model, signal = opened(model), read_signal(recording, sampling_rate)
-    known = [read_signal(clip, sampling_rate) for clip in enrolment]
+    model = opened(model)
+    with warnings.catch_warnings(record=True, action="always") as told:
+        signal = read_signal(recording, sampling_rate)
+        known = [read_signal(clip, sampling_rate) for clip in enrolment]
     found = _probabilities(model, signal, known, only)
     top = list(found.nlargest(3).items())
     emotion, probability = top[0]
@@ -157,7 +162,7 @@ def predict(
         found.to_dict(),
         top,
         model.answering(known),
-        out_of_domain_warnings(signal, model),
+        [*{str(one.message): 0 for one in told}, *out_of_domain_warnings(signal, model)],
     )
 
 
@@ -336,7 +341,8 @@ def _mono(samples: np.ndarray, sampling_rate: int | None) -> np.ndarray:
         f"samples are of type {samples.dtype}, shape {samples.shape}; expected signed integers, or "
         "floats of full scale ±1, of shape (n_samples,) or (n_samples, n_channels)",
     )
-    signal = samples if samples.ndim == 1 else samples.mean(axis=1)
+    signal = samples.ravel() if 1 in samples.shape else samples
+    signal = signal if signal.ndim == 1 else audio.mixed(signal)[0]
     if samples.dtype.kind == "i":
         signal = signal / -float(np.iinfo(samples.dtype).min)
     if sampling_rate != audio.SAMPLING_RATE and len(signal):
@@ -361,10 +367,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m helpers.predict", description=main.__doc__)
     for name, settings in ARGUMENTS.items():
         parser.add_argument(name, **settings)
-    options, files, failed = parser.parse_args(arguments), [], False
-    for given in options.recordings:
-        files += sorted(filter(audio.is_audio, given.rglob("*"))) if given.is_dir() else [given]
+    options, failed = parser.parse_args(arguments), False
+    files, options.enrol = _recordings(options.recordings), _recordings(options.enrol)
+    options.only = " ".join(options.only).replace(",", " ").split()
     try:
+        unsure = options.unsure
+        require(0 <= unsure <= 1, f"--unsure {unsure:g}: it is a probability, e.g. 0.5 for 50 %")
         require(files, f"there are no recordings ({', '.join(audio.AUDIO_SUFFIXES)})")
         model = artifacts.load(find_model(options.model))
     except ValueError as error:
@@ -376,6 +384,14 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{path}: {error}", file=sys.stderr)
             failed = True
     return int(failed)
+
+
+def _recordings(given: list[Path]) -> list[Path]:
+    """Return files as they are, and the recordings in folders."""
+    found = []
+    for path in given:
+        found += sorted(filter(audio.is_audio, path.rglob("*"))) if path.is_dir() else [path]
+    return found
 
 
 def _answer(path: Path, model: SavedModel, options: argparse.Namespace) -> str:
@@ -390,7 +406,7 @@ def _answer(path: Path, model: SavedModel, options: argparse.Namespace) -> str:
         found = predict(path, model, unsure_below=options.unsure, **given)
         answer = asdict(found)
         lines = [f"{found.emotion} ({_in_words(dict(found.top))})", *found.warnings]
-        text = "\n  unlike the training recordings: ".join(lines)
+        text = "\n  warning: ".join(lines)
     return json.dumps({"file": str(path)} | answer) if options.json else f"{path}: {text}"
 
 

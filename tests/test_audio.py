@@ -1,5 +1,9 @@
 """Reading audio: bad input gives a clear message or a line in the quality report."""
 
+import subprocess
+from pathlib import Path
+
+import imageio_ffmpeg
 import numpy as np
 import pytest
 import soundfile
@@ -66,6 +70,68 @@ def test_file_cut_short_is_reported(tmp_path, suffix):
     path = write_audio(tmp_path / f"cut.{suffix}", noise(3, 0.1))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert audio.measure(path)["quality"] != "ok"
+
+
+def ffmpeg(source: Path, target: Path, *options: str, pipe: bool = False) -> Path:
+    """Let FFmpeg write another format; through a pipe, it can't go back to write the length."""
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", "-i", str(source), *options]
+    done = subprocess.run([*command, "-" if pipe else str(target)], capture_output=True, check=True)
+    if pipe:
+        target.write_bytes(done.stdout)
+    return target
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "pipe"),
+    [
+        ("phone.m4a", ("-c:a", "aac", "-b:a", "96k"), False),
+        ("browser.webm", ("-c:a", "libopus"), False),
+        ("film.mov", ("-f", "lavfi", "-i", "color=size=16x16:rate=5", "-shortest"), False),
+        ("streamed.flac", ("-f", "flac"), True),
+        ("streamed.wav", ("-f", "wav"), True),
+        ("vbr.mp3", ("-c:a", "libmp3lame", "-q:a", "4", "-write_xing", "0"), False),
+    ],
+)
+def test_other_containers_hold_the_same_sound(tmp_path, name, options, pipe):
+    tone = np.concatenate([harmonic_tone(150, 1.5), 0.01 * noise(1.0), harmonic_tone(200, 1.5)])
+    plain = audio.load(write_audio(tmp_path / "plain.wav", tone))
+    path = ffmpeg(tmp_path / "plain.wav", tmp_path / name, *options, pipe=pipe)
+    assert audio.is_audio(path) and audio.measure(path)["quality"] == "ok"
+    found = audio.load(path)
+    assert abs(len(found) - len(plain)) < 0.15 * RATE
+    best = np.correlate(found[RATE : 2 * RATE], plain[RATE // 2 : 5 * RATE // 2]).max()
+    assert best > 0.9 * np.square(found[RATE : 2 * RATE]).sum()
+    part = audio.load(path, 1.0, 2.0)
+    assert len(part) == RATE and np.abs(part - found[RATE : 2 * RATE]).max() < 0.05
+
+
+def test_a_download_that_was_cut_off_ends_early(tmp_path):
+    source = write_audio(tmp_path / "plain.wav", noise(6, 0.1))
+    front = ("-c:a", "aac", "-movflags", "+faststart")  # the index first, as files for the web
+    path = ffmpeg(source, tmp_path / "cut.m4a", *front)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    assert audio.measure(path)["quality"].startswith("cut short")
+    with pytest.warns(UserWarning, match=r"cut\.m4a: cut short"):
+        assert 2 < len(audio.load(path)) / RATE < 5
+
+
+def test_a_playlist_opens_no_other_file(tmp_path):
+    secret = write_audio(tmp_path / "secret.wav", TONE)
+    (tmp_path / "list.m4a").write_text(f"#EXTM3U\n#EXTINF:1,\nfile://{secret}\n")
+    with pytest.raises(ValueError, match=r"list\.m4a can't be decoded"):
+        audio.load(tmp_path / "list.m4a")
+
+
+def test_channels_that_cancel_are_not_mixed(tmp_path):
+    both = np.stack([TONE, -TONE], axis=1)
+    path = write_audio(tmp_path / "plug.wav", both)
+    assert "channels cancel" in audio.measure(path)["quality"]
+    with pytest.warns(UserWarning, match="channels cancel"):
+        assert np.abs(audio.load(path) - audio.remove_offset(TONE)).max() < 1e-3
+    louder = audio.mixed(np.stack([TONE, -0.99 * TONE], axis=1))
+    assert louder[1] and np.array_equal(louder[0], TONE)
+    assert not audio.mixed(np.stack([TONE, 0.5 * TONE], axis=1))[1]
+    assert not audio.mixed(np.zeros((100, 2), np.float32))[1]
 
 
 def test_damaged_flac_is_unusable(tmp_path):

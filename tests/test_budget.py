@@ -17,7 +17,7 @@ import pytest
 PROJECT = Path(__file__).resolve().parent.parent
 LINE = 100  # columns, of Python files and of notebooks
 LIMITS = {
-    "helpers: statements": 2600,
+    "helpers: statements": 2750,  # 2,600 and 150 for what people bring
     "helpers: modules": 24,
     "tools and app: statements": 700,
     "benchmarks: statements": 600,
