@@ -34,8 +34,20 @@ SILENT_DBFS = -60.0  # a clip whose loudest frame is below this holds no speech
 # of a channel-normalised signal: its loudest 32 ms, its noise floor, the upper end of its band
 LEVEL_DBFS, FLOOR_DBFS, TOP_HZ = -20.0, -60.0, 7_000.0
 KEPT_PAUSE_S = 0.3  # shorter pauses are part of how something is spoken
-AUDIO_SUFFIXES = {".wav", ".flac", ".opus", ".ogg", ".oga", ".mp3", ".aiff", ".aif", ".au"}
-AUDIO_SUFFIXES |= {".m4a", ".aac", ".amr", ".3gp", ".wma", ".webm", ".mp4", ".mov", ".mkv"}
+NATIVE = {".wav", ".flac", ".opus", ".ogg", ".oga", ".aiff", ".aif", ".au"}  # of libsndfile
+AUDIO_SUFFIXES = NATIVE | {
+    ".mp3",
+    ".m4a",
+    ".aac",
+    ".amr",
+    ".3gp",
+    ".wma",
+    ".webm",
+    ".mp4",
+    ".mov",
+    ".mkv",
+}
+SYSTEM = {"__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 ENDLESS = 2**40  # samples; a header that says more does not know
 CANCELLED = 0.001  # a mix of channels that has less than this of their power: -30 dB
 CUT_SHORT = "cut short: fewer samples than its header promises"
@@ -44,9 +56,29 @@ FFMPEG = ["-nostdin", "-hide_banner", "-protocol_whitelist", "file", "-format_wh
 FFMPEG += ["aac,amr,asf,avi,flac,flv,matroska,mov,mp3,ogg,wav"]
 
 
-def is_audio(path: Path) -> bool:
-    """Whether a file name is that of an audio file; hidden files ("._x.wav") are not."""
-    return path.suffix.lower() in AUDIO_SUFFIXES and not path.name.startswith(".")
+def scan(root: Path) -> Iterator[tuple[Path, str]]:
+    """Yield every file below a folder, and why it is not taken: "" for an audio file.
+
+    Links to folders are followed, each folder is read once. What a system keeps for itself is not
+    taken: hidden files and folders ("._x.wav", ".Trash-1000"), "__MACOSX" and the like.
+    """
+    read = {os.path.realpath(root)}
+    for place, folders, files in os.walk(root, followlinks=True):
+        for name in sorted(folders):
+            real, why = os.path.realpath(os.path.join(place, name)), _hidden(name)
+            if why or real in read:
+                folders.remove(name)
+                yield Path(place, name), why or "a link to a folder that is read already"
+            read.add(real)
+        folders.sort()
+        for name in sorted(files):
+            kind = "" if Path(name).suffix.lower() in AUDIO_SUFFIXES else "no audio file"
+            yield Path(place, name), _hidden(name) or kind
+
+
+def shown(path: Path, root: Path) -> str:
+    """Return a path below a root as text that can be printed, whatever its encoding."""
+    return os.fsencode(path.relative_to(root)).decode("utf-8", "backslashreplace")
 
 
 def load(
@@ -349,6 +381,14 @@ def _silero() -> functools.partial:
 
 def _of_file(compute: Callable, path: str, start_s: float, end_s: float) -> np.ndarray:
     return compute(load(path, start_s, end_s))
+
+
+def _hidden(name: str) -> str:
+    """Say why a name is not taken; an empty string if it may be."""
+    if name.startswith(".") or name in SYSTEM:
+        return "hidden, or of the system"
+    undecoded = any("\udc80" <= character <= "\udcff" for character in name)
+    return "its name is not UTF-8: rename it (convmv -r -f cp1252 -t utf8 --notest)" * undecoded
 
 
 def _file_key(path: str, start_s: float, end_s: float) -> str:

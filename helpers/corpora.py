@@ -4,12 +4,17 @@ Every corpus is one frozen :class:`Corpus` record, so adding a corpus means addi
 without a record is a user's own folder of audio (see :func:`read_folder`).
 """
 
+import csv
+import filecmp
 import hashlib
+import io
 import os
 import re
 import tempfile
+import unicodedata
+import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,6 +60,8 @@ EMOTIONS = {
         Emotion("bored", "#4fa3c7"),
     ]
 }
+SEXES = {"female": "female", "f": "female", "w": "female", "woman": "female"}
+SEXES |= {"male": "male", "m": "male", "man": "male", "": "unknown", "unknown": "unknown"}
 # Column of the index → its value where nothing is known
 LABEL_COLUMNS = {
     "utterance_id": "",
@@ -172,9 +179,22 @@ def locate(name: str, download: bool = False) -> Path:
     found = sorted(os.listdir(root))[:10] if root.is_dir() else "no such folder"
     raise FileNotFoundError(
         f"{corpus.title}: no audio under {root}\n  expected: {root}/{corpus.tree}\n"
-        f"  found: {found or 'an empty folder'}\n  get it: {corpus.manual}\n  then set SER_DATA to "
+        f"  found: {found or 'an empty folder'}{left_out(root)}\n  get it: {corpus.manual}\n"
+        "  then set SER_DATA to "
         f"the folder that holds {' or '.join(corpus.members) or name}/"
         + ("" if name in CORPORA else f"\n  known corpora: {', '.join(CORPORA)}")
+    )
+
+
+def left_out(root: Path, used: Iterable[Path] = ()) -> str:
+    """Say which files below a folder are not taken, and why; an empty string if there are none."""
+    taken, reasons = {path.stem for path in used}, {}
+    for path, why in audio.scan(root):
+        copy = "a copy of one that is used" if path.stem in taken and path not in used else ""
+        reasons.setdefault(why or copy, []).append(audio.shown(path, root))
+    reasons.pop("", None)
+    return "".join(
+        f"\n  not taken ({len(names)}): {why}, e.g. {names[0]}" for why, names in reasons.items()
     )
 
 
@@ -237,11 +257,52 @@ def index(name: str, root: Path | None = None) -> pd.DataFrame:
             f"{corpus.tree}, e.g. {files[:3]}"
         )
     columns = {**LABEL_COLUMNS, **table, "utterance_id": name + "/" + table["utterance_id"]}
-    return (
-        pd.DataFrame(columns)[list(LABEL_COLUMNS)]
-        .replace({"sex": {"": "unknown"}})
-        .sort_values("utterance_id", ignore_index=True)
-    )
+    table = _normalised(pd.DataFrame(columns)[list(LABEL_COLUMNS)])
+    once = _taken_once(corpus, root, table)
+    return table[once].sort_values("utterance_id", ignore_index=True)
+
+
+def near_doubles(values: Iterable[str]) -> list[list[str]]:
+    """Return groups of names that differ in letter case, accents or leading zeros alone."""
+    alike = {}
+    for value in sorted(set(values)):
+        plain = unicodedata.normalize("NFKD", value.casefold())
+        plain = "".join(c for c in plain if not unicodedata.combining(c) and not c.isspace())
+        alike.setdefault(re.sub(r"(?<!\d)0+(?=\d)", "", plain), []).append(value)
+    return [group for group in alike.values() if len(group) > 1]
+
+
+def _normalised(table: pd.DataFrame) -> pd.DataFrame:
+    """Bring names to one form (Unicode NFC, no space around them), and tell near-doubles."""
+    texts = [name for name, empty in LABEL_COLUMNS.items() if empty in ("", "unknown")]
+    texts.remove("path")
+    table[texts] = table[texts].map(lambda text: unicodedata.normalize("NFC", str(text)).strip())
+    sex = table["sex"].str.lower().map(SEXES)
+    if len(strange := table.loc[sex.isna(), "sex"]):
+        raise ValueError(f"sex is {sorted(set(strange))[:5]}; expected one of {', '.join(SEXES)}")
+    for column, what in {"speaker": "person", "emotion_native": "emotion"}.items():
+        for group in near_doubles(table[column]):
+            named = " and ".join(map(repr, group))
+            warnings.warn(f"{column} {named}: one {what}? They count as several.", stacklevel=3)
+    return table.assign(sex=sex)
+
+
+def _taken_once(corpus: Corpus, root: Path, table: pd.DataFrame) -> pd.Series:
+    """Choose one of the files of a clip that lies in two places: in the documented one, or equal.
+
+    Others stay, so that their id occurs twice, which is a fault.
+    """
+    documented, once = Path(corpus.tree), pd.Series(True, table.index)
+    for _, rows in table[table["utterance_id"].duplicated(keep=False)].groupby("utterance_id"):
+        files = rows["path"].map(lambda path: Path(path).relative_to(root))
+        right = files.map(lambda f: len(f.parts) == len(documented.parts))
+        right &= files.map(lambda f: f.suffix.lower() == documented.suffix)
+        first = files.map(lambda f: (len(f.parts), str(f))).sort_values().index[0]
+        equal = [filecmp.cmp(rows["path"][first], path, shallow=False) for path in rows["path"]]
+        if right.sum() == 1 or all(equal):
+            kept = right.idxmax() if right.sum() == 1 else first
+            once[rows.index.drop(kept)] = False
+    return once
 
 
 def validate(name: str, root: Path | None = None) -> dict[str, list[str]]:
@@ -260,15 +321,19 @@ def validate(name: str, root: Path | None = None) -> dict[str, list[str]]:
     absent = Counter(corpus.counts) - Counter(table["emotion_native"])
     missing = [f"{n} of {corpus.counts[emotion]} {emotion}" for emotion, n in absent.items()]
     files = [] if corpus.reader and name in CORPORA else sorted(_audio_files(root))
+    taken = {Path(path).stem for path in used}  # another file of that name is a copy
     invalid = list((ids + " occurs twice: " + table["path"])[ids.duplicated(keep=False)])
     for path in sorted(used):
         try:
             soundfile.info(path)
         except soundfile.LibsndfileError as error:
-            invalid.append(f"{Path(path).relative_to(root).as_posix()}: {error.error_string}")
+            if Path(path).suffix.lower() in audio.NATIVE:  # FFmpeg reads the others
+                invalid.append(f"{audio.shown(Path(path), root)}: {error.error_string}")
     return {
         "missing": missing + list("audio of " + ids[table["path"] == ""]),
-        "unexpected": [p.relative_to(root).as_posix() for p in files if str(p) not in used],
+        "unexpected": [
+            audio.shown(p, root) for p in files if str(p) not in used and p.stem not in taken
+        ],
         "invalid": invalid,
     }
 
@@ -304,7 +369,9 @@ def require_complete(name: str, allow_incomplete: bool = False) -> str:
             f"{text}{faults}\nMend the folder, or set ALLOW_INCOMPLETE = True (./run_all.sh "
             "--allow-incomplete) to go on with what is there; ids that occur twice must be mended."
         )
-    return f"{text}{faults}\n  going on with what is there" if faults else f"{text}: complete"
+    text += f"{faults}\n  going on with what is there" if faults else ": complete"
+    read_whole = corpus.reader and name in CORPORA  # which has files of other kinds, too
+    return text if read_whole else text + left_out(root, set(map(Path, index(name, root)["path"])))
 
 
 def apply_labels(utterances: pd.DataFrame, name: str, labels: str = "") -> pd.DataFrame:
@@ -364,10 +431,11 @@ def without_sex(emotion: str) -> str:
 def fingerprint(name: str) -> str:
     """Hash the names, sizes and times of a corpus's files, to notice that the raw data changed."""
     root, digest = locate(name), hashlib.sha256()
-    for path in sorted(p for part in get(name).members or [""] for p in (root / part).rglob("*")):
-        if path.is_file() and not path.name.startswith("."):
-            stat, place = path.stat(), path.relative_to(root).as_posix()
-            digest.update(f"{place}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
+    for place in get(name).members or [""]:
+        for path, why in sorted(audio.scan(root / place)):
+            if path.is_file() and why in ("", "no audio file"):
+                stat, shown = path.stat(), audio.shown(path, root)
+                digest.update(f"{shown}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 
@@ -375,7 +443,8 @@ def read_folder(root: Path) -> pd.DataFrame:
     """Read a user's own files: ``<root>/<emotion>/<speaker>_*.*``, or ``<root>/utterances.csv``.
 
     The table has the columns ``path`` (relative to the root), ``speaker`` and ``emotion``, and may
-    have ``sex`` (female, male), ``sentence`` and ``text``.
+    have the others of ``LABEL_COLUMNS``: ``sex``, ``sentence``, ``text``, ``group`` of people who
+    talk with each other, and ``start_s`` and ``end_s`` (s) of a part of a longer recording.
 
     Raises
     ------
@@ -384,19 +453,16 @@ def read_folder(root: Path) -> pd.DataFrame:
     """
     place = root / "utterances.csv"
     if place.is_file():
-        table = pd.read_csv(place, dtype=str, keep_default_na=False)
+        table = _read_csv(place)
     else:
         files = [path.relative_to(root).as_posix() for path in sorted(_audio_files(root))]
         table = pd.Series(files, dtype=str).str.extract(
             r"^(?P<path>(?P<emotion>[^/]+)/(?P<speaker>[^/_]+)_[^/]*)$"
         )
         table = table.dropna().assign(emotion=table["emotion"].str.lower())
-    empty = [
-        name
-        for name in ("path", "speaker", "emotion")
-        if name not in table or (table[name].str.strip() == "").any()
-    ]
-    if empty:
+    needed = ["path", "speaker", "emotion"]
+    cells = table.reindex(columns=needed, fill_value="")
+    if empty := [name for name in needed if (cells[name].str.strip() == "").any()]:
         raise ValueError(
             f"{place} has the columns {list(table.columns)}; every row needs path, speaker and "
             f"emotion, and {empty} is missing or has empty cells"
@@ -407,11 +473,46 @@ def read_folder(root: Path) -> pd.DataFrame:
             f"{place} names {len(gone)} of {len(table)} files that are not under {root}: "
             f"{gone[:10]}"
         )
-    return table.rename(columns={"emotion": "emotion_native"}).assign(
-        utterance_id=table["path"].str.replace(r"\.[^./]*$", "", regex=True).str.replace("/", "_"),
+    known = [name for name in LABEL_COLUMNS if name in table and name != "utterance_id"]
+    times = table.reindex(columns=["start_s", "end_s"]).replace("", None).apply(pd.to_numeric)
+    stem = table["path"].str.replace(r"\.[^./]*$", "", regex=True).str.replace("/", "_")
+    part = times["start_s"].map(lambda start: "" if pd.isna(start) else f"_{start:g}")
+    return table[known].assign(
+        utterance_id=stem + part,
         path=table["path"].map(lambda path: str(root / path)),
-        group=table["speaker"],
+        emotion_native=table["emotion"],
+        group=table["group"].where(table["group"] != "", table["speaker"])
+        if "group" in table
+        else table["speaker"],
+        **times,
     )
+
+
+def _read_csv(place: Path) -> pd.DataFrame:
+    """Read a table as text; a spreadsheet may have written it with semicolons, tabs or in UTF-16.
+
+    Raises
+    ------
+    ValueError
+        If its encoding or its columns can't be told without guessing.
+    """
+    content, fault, rows = place.read_bytes(), "it is empty", []
+    try:
+        text = content.decode("utf-16" if content[:1] in (b"\xff", b"\xfe") else "utf-8-sig")
+        separator = max(",;\t", key=text.partition("\n")[0].count)
+        rows = list(filter(None, csv.reader(io.StringIO(text), delimiter=separator)))
+    except UnicodeError as error:
+        fault = str(error)
+    for number, row in enumerate(rows, start=1):
+        if len(row) != len(rows[0]):
+            fault, rows = f"row {number} has {len(row)} cells, the first {len(rows[0])}", []
+            break
+    if not rows:
+        raise ValueError(
+            f"{place} can't be read as a table ({fault}): save it as CSV in UTF-8 (in Excel: CSV "
+            "UTF-8), texts that hold a comma in quotation marks"
+        )
+    return pd.DataFrame(rows[1:], columns=[name.strip().lower() for name in rows[0]], dtype=str)
 
 
 def _read_named_files(corpus: Corpus, root: Path) -> pd.DataFrame:
@@ -455,7 +556,7 @@ def _is_there(name: str) -> bool:
 
 
 def _audio_files(root: Path) -> Iterator[Path]:
-    return filter(audio.is_audio, root.rglob("*"))
+    return (path for path, why in audio.scan(root) if not why)
 
 
 def _same(*names: str) -> dict[str, str]:

@@ -390,7 +390,8 @@ def _recordings(given: list[Path]) -> list[Path]:
     """Return files as they are, and the recordings in folders."""
     found = []
     for path in given:
-        found += sorted(filter(audio.is_audio, path.rglob("*"))) if path.is_dir() else [path]
+        inside = sorted(file for file, why in audio.scan(path) if not why)
+        found += inside if path.is_dir() else [path]
     return found
 
 

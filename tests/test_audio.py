@@ -1,5 +1,6 @@
 """Reading audio: bad input gives a clear message or a line in the quality report."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -96,7 +97,7 @@ def test_other_containers_hold_the_same_sound(tmp_path, name, options, pipe):
     tone = np.concatenate([harmonic_tone(150, 1.5), 0.01 * noise(1.0), harmonic_tone(200, 1.5)])
     plain = audio.load(write_audio(tmp_path / "plain.wav", tone))
     path = ffmpeg(tmp_path / "plain.wav", tmp_path / name, *options, pipe=pipe)
-    assert audio.is_audio(path) and audio.measure(path)["quality"] == "ok"
+    assert audio.measure(path)["quality"] == "ok" and (path, "") in audio.scan(tmp_path)
     found = audio.load(path)
     assert abs(len(found) - len(plain)) < 0.15 * RATE
     best = np.correlate(found[RATE : 2 * RATE], plain[RATE // 2 : 5 * RATE // 2]).max()
@@ -132,6 +133,24 @@ def test_channels_that_cancel_are_not_mixed(tmp_path):
     assert louder[1] and np.array_equal(louder[0], TONE)
     assert not audio.mixed(np.stack([TONE, 0.5 * TONE], axis=1))[1]
     assert not audio.mixed(np.zeros((100, 2), np.float32))[1]
+
+
+def test_a_scan_follows_links_once_and_says_what_it_leaves_out(tmp_path):
+    root, elsewhere = tmp_path / "corpus", tmp_path / "elsewhere"
+    for name in ("angry/a.wav", "angry/._a.wav", ".Trash-1000/b.wav", "__MACOSX/c.wav"):
+        write_audio(root / name, TONE)
+    (root / "angry/notes.txt").write_text("x")
+    (root / os.fsdecode(b"angry/f\xe9e.wav")).write_bytes(b"x")
+    write_audio(elsewhere / "d.wav", TONE)
+    (root / "sad").symlink_to(elsewhere)
+    (root / "sad too").symlink_to(elsewhere)
+    (elsewhere / "loop").symlink_to(root)
+    found = {audio.shown(path, root): why for path, why in audio.scan(root)}
+    assert [name for name, why in found.items() if not why] == ["angry/a.wav", "sad/d.wav"]
+    assert "UTF-8" in found[r"angry/f\xe9e.wav"] and found["angry/notes.txt"] == "no audio file"
+    for name in ("angry/._a.wav", ".Trash-1000", "__MACOSX"):
+        assert found[name] == "hidden, or of the system"
+    assert "a folder that is read already" in found["sad too"] + found["sad/loop"]
 
 
 def test_damaged_flac_is_unusable(tmp_path):

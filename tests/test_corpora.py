@@ -312,11 +312,88 @@ def test_text_named_wav_is_invalid(folder_of):
 
 
 def test_duplicate_id_is_never_acceptable(folder_of):
-    folder_of("emodb", ["wav/03a01Fa.wav", "copy/03a01Fa.flac", "wav/03a01Nc.wav"])
+    root = folder_of("emodb", ["one/03a01Fa.wav", "two/03a01Fa.wav", "wav/03a01Nc.wav"])
+    write_audio(root / "two/03a01Fa.wav", np.ones(200) / 2)
     with pytest.raises(
         ValueError, match=r"(?s)invalid \(2\): emodb/03a01Fa occurs twice: .*must be mended"
     ):
         corpora.require_complete("emodb", allow_incomplete=True)
+
+
+def test_a_clip_in_two_places_is_taken_once(folder_of):
+    name = "03-01-05-01-02-01-07.wav"
+    root = folder_of("ravdess", [f"Actor_07/{name}", f"audio_speech/Actor_07/{name}"])
+    write_audio(root / "audio_speech/Actor_07" / name, np.ones(300) / 3)  # not even equal
+    assert corpora.index("ravdess")["path"].tolist() == [str(root / "Actor_07" / name)]
+    assert "a copy of one that is used" in corpora.require_complete("ravdess", True)
+    nested = "TESS/TESS/OAF_angry/OAF_back_angry.wav", "TESS/OAF_angry/OAF_back_angry.wav"
+    root = folder_of("tess", nested)  # equal, and none where the release has it
+    assert corpora.index("tess")["path"].tolist() == [str(root / nested[1])]
+
+
+def test_names_are_brought_to_one_form_and_near_doubles_told(folder_of):
+    root = folder_of("mine", [f"{i}.wav" for i in range(8)])
+    speakers = ["Jos\u00e9", "Jose\u0301", " Jos\u00e9 ", "anna", "Anna", "05", "5", "bob"]
+    own_table(
+        root,
+        path=[f"{i}.wav" for i in range(8)],
+        speaker=speakers,
+        emotion=["happy", "happy ", "Happy", *["sad"] * 5],
+        sex=["F", "Female", "f", "w", "W", "m", "Male", ""],
+    )
+    with pytest.warns(UserWarning) as told:
+        table = corpora.index("mine")
+    assert table["speaker"].tolist() == [*["Jos\u00e9"] * 3, "anna", "Anna", "05", "5", "bob"]
+    assert table["sex"].tolist() == [*["female"] * 5, "male", "male", "unknown"]
+    texts = " ".join(str(one.message) for one in told)
+    assert "'Anna' and 'anna': one person?" in texts and "'05' and '5'" in texts
+    assert "'Happy' and 'happy': one emotion?" in texts and "bob" not in texts
+    own_table(root, path=["0.wav", "1.wav"], sex=["mostly", "F"])
+    with pytest.raises(ValueError, match=r"sex is \['mostly'\]; expected one of female, f"):
+        corpora.index("mine")
+
+
+CSV = "path,speaker,emotion\na/b.wav,ann\u00e9,happy\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        CSV.encode("utf-8-sig"),
+        CSV.encode("utf-16"),
+        CSV.replace(",", ";").encode(),
+        CSV.replace(",", "\t").replace("\n", "\r\n").encode(),
+        CSV.replace("path,", " Path ,").encode(),
+    ],
+    ids=["BOM", "UTF-16", "semicolons", "tabs and CRLF", "a heading with spaces"],
+)
+def test_tables_of_spreadsheets_are_read(folder_of, content):
+    root = folder_of("mine", ["a/b.wav"])
+    (root / "utterances.csv").write_bytes(content)
+    row = corpora.index("mine").iloc[0]
+    assert (row["speaker"], row["emotion_native"]) == ("ann\u00e9", "happy")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [CSV.encode("cp1252"), b"", b"path,speaker,emotion\na/b.wav,anne,happy,or, so\nx,y,z\n"],
+    ids=["cp1252", "empty", "an unquoted comma"],
+)
+def test_tables_that_are_not_clear_are_refused_with_their_name(folder_of, content):
+    root = folder_of("mine", ["a/b.wav"])
+    (root / "utterances.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=r"utterances\.csv can't be read as a table .*CSV UTF-8"):
+        corpora.index("mine")
+
+
+def test_parts_of_recordings_and_groups_of_an_own_table(folder_of):
+    root = folder_of("mine", ["talk.wav"])
+    given = {"start_s": ["0", "1.5"], "end_s": ["1.5", "2"], "group": ["one", ""]}
+    own_table(root, path=["talk.wav"] * 2, **given)
+    table = corpora.index("mine")
+    assert table["utterance_id"].tolist() == ["mine/talk_0", "mine/talk_1.5"]
+    assert table["end_s"].tolist() == [1.5, 2.0]
+    assert table["group"].tolist() == ["one", table["speaker"][1]]
 
 
 def test_own_folder(folder_of):
@@ -365,6 +442,7 @@ def test_own_table_with_faults_says_which(folder_of):
 
 def test_own_table_whose_paths_become_one_id_is_refused(folder_of):
     root = folder_of("mine", ["a/b.wav", "a_b.wav"])
+    write_audio(root / "a_b.wav", np.ones(200) / 2)
     own_table(root, path=["a/b.wav", "a_b.wav"])
     with pytest.raises(ValueError, match="occurs twice"):
         corpora.require_complete("mine", allow_incomplete=True)
