@@ -70,7 +70,6 @@ def scan(root: Path) -> Iterator[tuple[Path, str]]:
                 folders.remove(name)
                 yield Path(place, name), why or "a link to a folder that is read already"
             read.add(real)
-        folders.sort()
         for name in sorted(files):
             kind = "" if Path(name).suffix.lower() in AUDIO_SUFFIXES else "no audio file"
             yield Path(place, name), _hidden(name) or kind
@@ -387,8 +386,9 @@ def _hidden(name: str) -> str:
     """Say why a name is not taken; an empty string if it may be."""
     if name.startswith(".") or name in SYSTEM:
         return "hidden, or of the system"
-    undecoded = any("\udc80" <= character <= "\udcff" for character in name)
-    return "its name is not UTF-8: rename it (convmv -r -f cp1252 -t utf8 --notest)" * undecoded
+    return "its name is not UTF-8: rename it (convmv -r -f cp1252 -t utf8 --notest)" * any(
+        "\udc80" <= character <= "\udcff" for character in name
+    )
 
 
 def _file_key(path: str, start_s: float, end_s: float) -> str:

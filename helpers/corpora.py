@@ -258,8 +258,7 @@ def index(name: str, root: Path | None = None) -> pd.DataFrame:
         )
     columns = {**LABEL_COLUMNS, **table, "utterance_id": name + "/" + table["utterance_id"]}
     table = _normalised(pd.DataFrame(columns)[list(LABEL_COLUMNS)])
-    once = _taken_once(corpus, root, table)
-    return table[once].sort_values("utterance_id", ignore_index=True)
+    return table[_taken_once(corpus, root, table)].sort_values("utterance_id", ignore_index=True)
 
 
 def near_doubles(values: Iterable[str]) -> list[list[str]]:
@@ -274,8 +273,7 @@ def near_doubles(values: Iterable[str]) -> list[list[str]]:
 
 def _normalised(table: pd.DataFrame) -> pd.DataFrame:
     """Bring names to one form (Unicode NFC, no space around them), and tell near-doubles."""
-    texts = [name for name, empty in LABEL_COLUMNS.items() if empty in ("", "unknown")]
-    texts.remove("path")
+    texts = [name for name, of in LABEL_COLUMNS.items() if isinstance(of, str) and name != "path"]
     table[texts] = table[texts].map(lambda text: unicodedata.normalize("NFC", str(text)).strip())
     sex = table["sex"].str.lower().map(SEXES)
     if len(strange := table.loc[sex.isna(), "sex"]):
@@ -292,16 +290,15 @@ def _taken_once(corpus: Corpus, root: Path, table: pd.DataFrame) -> pd.Series:
 
     Others stay, so that their id occurs twice, which is a fault.
     """
-    documented, once = Path(corpus.tree), pd.Series(True, table.index)
+    tree, once = Path(corpus.tree), pd.Series(True, table.index)
     for _, rows in table[table["utterance_id"].duplicated(keep=False)].groupby("utterance_id"):
-        files = rows["path"].map(lambda path: Path(path).relative_to(root))
-        right = files.map(lambda f: len(f.parts) == len(documented.parts))
-        right &= files.map(lambda f: f.suffix.lower() == documented.suffix)
-        first = files.map(lambda f: (len(f.parts), str(f))).sort_values().index[0]
-        equal = [filecmp.cmp(rows["path"][first], path, shallow=False) for path in rows["path"]]
-        if right.sum() == 1 or all(equal):
-            kept = right.idxmax() if right.sum() == 1 else first
-            once[rows.index.drop(kept)] = False
+        files = {i: Path(path).relative_to(root) for i, path in rows["path"].items()}
+        place = {i: (len(file.parts), file.suffix.lower()) for i, file in files.items()}
+        right = [i for i in files if place[i] == (len(tree.parts), tree.suffix)]
+        first = min(files, key=lambda i: (place[i], str(files[i])))
+        equal = [filecmp.cmp(root / files[first], root / file, False) for file in files.values()]
+        if len(right) == 1 or all(equal):
+            once[rows.index.drop(right[0] if len(right) == 1 else first)] = False
     return once
 
 
@@ -370,8 +367,9 @@ def require_complete(name: str, allow_incomplete: bool = False) -> str:
             "--allow-incomplete) to go on with what is there; ids that occur twice must be mended."
         )
     text += f"{faults}\n  going on with what is there" if faults else ": complete"
-    read_whole = corpus.reader and name in CORPORA  # which has files of other kinds, too
-    return text if read_whole else text + left_out(root, set(map(Path, index(name, root)["path"])))
+    if corpus.reader in (None, read_folder):  # IEMOCAP has files of many kinds
+        text += left_out(root, set(map(Path, index(name, root)["path"])))
+    return text
 
 
 def apply_labels(utterances: pd.DataFrame, name: str, labels: str = "") -> pd.DataFrame:

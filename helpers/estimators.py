@@ -9,6 +9,7 @@ import warnings
 from dataclasses import dataclass, field
 
 import numpy as np
+import pandas as pd
 import scipy.linalg
 import threadpoolctl
 from sklearn import (
@@ -220,18 +221,30 @@ def classical_models(n_features: int) -> dict[str, Classical]:
 
 
 def fit_seeded(model: BaseEstimator, rows: experiment.FoldRows, seed: int) -> BaseEstimator:
-    """Fit with every random state set, on clips and copies; inner splits are by speaker."""
+    """Fit with every random state set, on clips and copies; inner splits are by speaker.
+
+    The model is fitted to the emotions that are there, numbered from 0 (some libraries want no
+    gaps); ``present_`` has their numbers. Where a speaker is the only one, of all or of an emotion,
+    inner splits are by clip: the temperature that is fitted on them is optimistic.
+    """
     rows, names = rows.with_copies(), model.get_params()
+    present, codes = np.unique(rows.classes, return_inverse=True)
     model.set_params(**{name: seed for name in names if name.split("__")[-1] == "random_state"})
     if isinstance(model, calibration.CalibratedClassifierCV):
-        splitter = model_selection.GroupKFold(min(4, len(np.unique(rows.speakers))))
-        model.set_params(cv=list(splitter.split(rows.inputs, rows.classes, rows.speakers)))
+        pairs = pd.DataFrame({"emotion": codes, "speaker": rows.speakers})
+        alone = pairs.groupby("emotion")["speaker"].nunique().min() < 2
+        groups = rows.ids if alone else rows.speakers
+        kind = model_selection.StratifiedGroupKFold if alone else model_selection.GroupKFold
+        splitter = kind(min(4, len(np.unique(groups)), np.bincount(codes).min() if alone else 4))
+        model.set_params(cv=list(splitter.split(rows.inputs, codes, groups)))
     # few iterations are part of these models' regularisation; threads cost more than they save
     with (
         warnings.catch_warnings(action="ignore", category=exceptions.ConvergenceWarning),
         threadpoolctl.threadpool_limits(1),
     ):
-        return model.fit(rows.inputs, rows.classes)
+        model.fit(rows.inputs, codes)
+    model.present_ = present
+    return model
 
 
 def search_notes(settings: list[dict], losses: list[float]) -> dict:
@@ -266,7 +279,7 @@ def _calibrated(classifier: BaseEstimator) -> calibration.CalibratedClassifierCV
 
 def _linear_part(name: str, fitted: BaseEstimator, n_classes: int) -> artifacts.Part:
     """Turn scaler, linear classifier and temperature into arrays; refuse any other model."""
-    factor = None
+    factor, present = None, fitted.present_
     if getattr(fitted, "method", "") == "temperature" and not fitted.ensemble:
         (calibrated,) = fitted.calibrated_classifiers_
         factor, fitted = float(calibrated.calibrators[0].beta_), calibrated.estimator
@@ -284,7 +297,7 @@ def _linear_part(name: str, fitted: BaseEstimator, n_classes: int) -> artifacts.
         coefficients = np.concatenate([-coefficients, coefficients]) * (1 if factor else 0.5)
     n = last.n_features_in_
     rows = np.column_stack([np.zeros((n_classes, n)), np.full(n_classes, -np.inf)])
-    rows[last.classes_] = coefficients * (factor or 1)
+    rows[present] = coefficients * (factor or 1)
     return artifacts.Part(
         {
             "mean": getattr(before, "mean_", np.zeros(n)),  # without a scaler: as it is
@@ -299,5 +312,5 @@ def _linear_part(name: str, fitted: BaseEstimator, n_classes: int) -> artifacts.
 def _all_columns(model: BaseEstimator, inputs: np.ndarray, n_classes: int) -> np.ndarray:
     """Predict probabilities with a column for every class, also without training examples."""
     result = np.zeros((len(inputs), n_classes))
-    result[:, model.classes_] = model.predict_proba(inputs)
+    result[:, model.present_] = model.predict_proba(inputs)
     return result

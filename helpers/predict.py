@@ -128,8 +128,8 @@ def predict(
     Parameters
     ----------
     recording
-        A file, or samples: shape ``(n_samples,)``, ``(n_samples, n_channels)`` or ``(1, n_samples)``, floats of full
-        scale ±1, or signed integers.
+        A file, or samples, shape ``(n_samples,)``, ``(n_samples, n_channels)`` or
+        ``(1, n_samples)``: floats of full scale ±1, or signed integers.
     model
         A folder, or what ``artifacts.load`` returned.
     sampling_rate

@@ -71,8 +71,8 @@ def make_folds(
         if not held_out[fold]:
             role = _validation_by_sentence(utterances, role, seed)
             warnings.warn(
-                f"fold {fold} trains on a single speaker, so its validation rows are sentences of "
-                "that speaker: what is chosen on them is optimistic.",
+                f"fold {fold} trains on a single speaker, so its validation rows are of that "
+                "speaker: what is chosen on them is optimistic.",
                 stacklevel=2,
             )
         tables.append(
@@ -137,8 +137,10 @@ def _drawn_test_units(utterances: pd.DataFrame, n_folds: int, seed: int) -> dict
 
 
 def _validation_by_sentence(utterances: pd.DataFrame, role: np.ndarray, seed: int) -> np.ndarray:
-    sentences = np.unique(utterances["sentence"][role == "train"].to_numpy(str))
-    held_out = np.random.default_rng(seed).permutation(sentences)[: max(len(sentences) // 5, 1)]
-    return np.where(
-        (role == "train") & utterances["sentence"].isin(held_out).to_numpy(), "validation", role
-    )
+    """Hold out a fifth of the one training speaker's sentences; of the clips, if none are known."""
+    units = utterances["sentence"].where(utterances["sentence"] != "", utterances["utterance_id"])
+    if units[role == "train"].nunique() < 2:
+        units = utterances["utterance_id"]
+    own = np.unique(units[role == "train"].to_numpy(str))
+    held_out = np.random.default_rng(seed).permutation(own)[: max(len(own) // 5, 1)]
+    return np.where((role == "train") & units.isin(held_out).to_numpy(), "validation", role)

@@ -158,6 +158,13 @@ def test_prose_uses_the_terms_of_the_field(path):
 
 
 @every_notebook
+def test_every_assertion_says_what_is_wrong(path):
+    for cell in cells(path, "code"):
+        bare = [n for n in ast.walk(python(cell)) if isinstance(n, ast.Assert) and n.msg is None]
+        assert not bare, f"{path.name}: no text in: {', '.join(map(ast.unparse, bare))}"
+
+
+@every_notebook
 def test_code_is_python_without_type_hints(path):
     for cell in cells(path, "code"):
         for node in ast.walk(python(cell)):
