@@ -77,7 +77,7 @@ def recognise(
             "It has no speaker-normalised variant: the speaker's other clips were not used."
         )
     for warning in found.warnings:
-        lines.append(f"Unlike the training recordings: {warning}.")
+        lines.append(f"Warning: {warning}.")
         gr.Warning(lines[-1])
     kept = only or model.emotions
     shares = {name: p for name, p in found.probabilities.items() if name in kept}

@@ -264,17 +264,20 @@ def audit_record(record: dict, folds: pd.DataFrame) -> list[Finding]:
     ValueError
         If the record has folds that the table has not, or steps of other names.
     """
-    by_fold, tested = record["folds"], folds[folds["role"] == "test"]
-    test = tested.groupby(tested["fold"].astype(str))["utterance_id"].agg(set)
-    taken = set().union(*by_fold.values()) - {"notes"}
-    if not set(map(str, by_fold)) <= set(test.index) or not taken <= set(STEPS):
+    by_fold = {
+        str(fold): {step: set(map(str, ids)) for step, ids in saw.items() if step != "notes"}
+        for fold, saw in record["folds"].items()
+    }
+    by_role = folds.astype({"fold": str}).groupby(["role", "fold"])["utterance_id"].agg(set)
+    taken, test = set().union(*by_fold.values()), by_role["test"]
+    if not by_fold.keys() <= set(test.index) or not taken <= set(STEPS):
         raise ValueError(
             f"the run record has the folds {sorted(by_fold)} with the steps "
             f"{sorted(taken)}; expected the folds {sorted(test.index)} with steps of "
             f"{', '.join(STEPS)}"
         )
-    named = [saw.get(step, []) for saw in by_fold.values() for step in taken]
-    unknown = sorted(set().union(*named) - set(folds["utterance_id"]))
+    named = set().union(*(ids for saw in by_fold.values() for ids in saw.values()))
+    unknown = sorted(named - set(folds["utterance_id"]))
     findings = [
         _finding(
             unknown,
@@ -284,11 +287,13 @@ def audit_record(record: dict, folds: pd.DataFrame) -> list[Finding]:
             "every utterance of the run record is in the folds table",
         )
     ]
-    for step in sorted(taken | set(STEPS[1:]), key=STEPS.index):
-        seen = {fold: test[str(fold)] & set(saw.get(step, [])) for fold, saw in by_fold.items()}
+    for step in STEPS:
+        seen = {fold: test[fold] & saw[step] for fold, saw in by_fold.items() if step in saw}
         where = ", ".join(f"{fold} ({len(ids)})" for fold, ids in seen.items() if ids)
         findings.append(
-            _finding(
+            Finding("not checked", step, f"{step} is recorded in {len(seen)} of {len(test)} folds")
+            if len(seen) < len(test) and not where
+            else _finding(
                 where,
                 step,
                 f"{step} saw test rows of fold(s) {where}",

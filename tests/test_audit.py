@@ -184,6 +184,22 @@ def test_record_of_unknown_utterances_is_a_fault(folded):
     assert found.level == "fault" and "2 utterances" in found.text and "other/a" in found.text
 
 
+def test_numbers_as_ids_are_texts_and_what_is_not_recorded_is_not_checked(folded):
+    folds, _ = folded
+    numbers = {name: str(i) for i, name in enumerate(folds["utterance_id"].unique())}
+    table = folds.assign(utterance_id=folds["utterance_id"].map(numbers))
+    tested = table.query("fold == 1 and role == 'test'")["utterance_id"].astype(int).tolist()
+    found = audit.audit_record({"folds": {1: {"fit": tested}}}, table)
+    levels = {finding.check: finding.level for finding in found}
+    assert levels == dict.fromkeys(audit.STEPS, "not checked") | {
+        "fit": "fault",
+        "known rows": "ok",
+    }
+    every = {fold: {"fit": []} for fold in table["fold"].unique()}
+    levels = {f.check: f.level for f in audit.audit_record({"folds": every}, table)}
+    assert levels["fit"] == "ok" and levels["stop"] == "not checked"
+
+
 def test_record_of_other_folds_or_steps_is_refused(folded):
     folds, _ = folded
     for by_fold in ({"9": {"fit": []}}, {"1": {"train": []}}):

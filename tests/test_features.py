@@ -204,7 +204,7 @@ def test_a_result_is_stored_and_a_changed_parameter_is_computed(tmp_path, monkey
     again = features.functionals_table(table[::-1], n_jobs=1)
     assert np.array_equal(again.iloc[::-1, 1:], first.iloc[:, 1:]) and len(calls) == 2
     row = list(features.functionals(load(table["path"][1])).values())
-    np.testing.assert_array_equal(first.iloc[1, 1:].to_numpy(np.float32), np.float32(row))
+    np.testing.assert_allclose(first.iloc[1, 1:].to_numpy(float), row, rtol=1e-4, atol=1e-5)
     for changed in (FrontEnd(n_mfcc=13), FrontEnd(trim_db=30.0)):
         features.functionals_table(table, changed, n_jobs=1)
     assert len(calls) == 6
@@ -223,8 +223,10 @@ def test_descriptors_table_holds_the_descriptors_of_every_clip_in_order(tmp_path
         values, names = features.describe(audio.trim(audio.load(path)), features.SEQUENCE)
         kept = [not name.startswith("mel") for name in names]
         assert frames.columns[1:].tolist() == list(np.array(names)[kept])
-        np.testing.assert_array_equal(clip, values[:, kept])
-        np.testing.assert_array_equal(clip, features.clip_descriptors(audio.load(path)))
+        # here two threads may add up in another order
+        np.testing.assert_allclose(clip, values[:, kept], rtol=1e-4, atol=1e-4)
+        own = features.clip_descriptors(audio.load(path))
+        np.testing.assert_allclose(clip, own, rtol=1e-4, atol=1e-4)
     assert set(frames.columns[frames.isna().any()]) <= {"f0_st", "hnr_db", "jitter", "shimmer_db"}
 
 
