@@ -50,7 +50,6 @@ AUDIO_SUFFIXES = NATIVE | {
 SYSTEM = {"__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 ENDLESS = 2**40  # samples; a header that says more does not know
 CANCELLED = 0.001  # a mix of channels that has less than this of their power: -30 dB
-CUT_SHORT = "cut short: fewer samples than its header promises"
 # only files of this machine and formats of recordings: a playlist could name any other file
 FFMPEG = ["-nostdin", "-hide_banner", "-protocol_whitelist", "file", "-format_whitelist"]
 FFMPEG += ["aac,amr,asf,avi,flac,flv,matroska,mov,mp3,ogg,wav"]
@@ -70,9 +69,15 @@ def scan(root: Path) -> Iterator[tuple[Path, str]]:
                 folders.remove(name)
                 yield Path(place, name), why or "a link to a folder that is read already"
             read.add(real)
+        folders.sort()
         for name in sorted(files):
             kind = "" if Path(name).suffix.lower() in AUDIO_SUFFIXES else "no audio file"
             yield Path(place, name), _hidden(name) or kind
+
+
+def files_below(root: Path) -> Iterator[Path]:
+    """Yield the audio files that :func:`scan` takes."""
+    return (path for path, why in scan(root) if not why)
 
 
 def shown(path: Path, root: Path) -> str:
@@ -429,7 +434,10 @@ def _decode(
     if n_bad := int((~np.isfinite(channels)).sum()):
         raise ValueError(f"{path.name} holds {n_bad} NaN or infinite samples")
     signal, cancel = mixed(channels)
-    remarks = CUT_SHORT * short, "its channels cancel when mixed: the louder is used" * cancel
+    remarks = (
+        "cut short: fewer samples than its header promises" * short,
+        "its channels cancel when mixed: the louder is used" * cancel,
+    )
     return signal, rate, channels.shape[1], "; ".join(filter(None, remarks))
 
 

@@ -268,16 +268,16 @@ def audit_record(record: dict, folds: pd.DataFrame) -> list[Finding]:
         str(fold): {step: set(map(str, ids)) for step, ids in saw.items() if step != "notes"}
         for fold, saw in record["folds"].items()
     }
-    by_role = folds.astype({"fold": str}).groupby(["role", "fold"])["utterance_id"].agg(set)
-    taken, test = set().union(*by_fold.values()), by_role["test"]
+    tested = folds[folds["role"] == "test"].astype({"fold": str})
+    taken, test = set().union(*by_fold.values()), tested.groupby("fold")["utterance_id"].agg(set)
     if not by_fold.keys() <= set(test.index) or not taken <= set(STEPS):
         raise ValueError(
             f"the run record has the folds {sorted(by_fold)} with the steps "
             f"{sorted(taken)}; expected the folds {sorted(test.index)} with steps of "
             f"{', '.join(STEPS)}"
         )
-    named = set().union(*(ids for saw in by_fold.values() for ids in saw.values()))
-    unknown = sorted(named - set(folds["utterance_id"]))
+    named = (ids for saw in by_fold.values() for ids in saw.values())
+    unknown = sorted(set().union(*named) - set(folds["utterance_id"]))
     findings = [
         _finding(
             unknown,

@@ -14,7 +14,7 @@ import tempfile
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -172,7 +172,7 @@ def locate(name: str, download: bool = False) -> Path:
     corpus, root = get(name), paths.data() / name
     if corpus.synthetic or corpus.members:
         root = paths.PROJECT / "data/demo" if corpus.synthetic else paths.data()
-    if any(map(_is_there, corpus.members) if corpus.members else _audio_files(root)):
+    if any(map(_is_there, corpus.members) if corpus.members else audio.files_below(root)):
         return root
     if download and corpus.url and not (root.exists() and any(root.iterdir())):
         return download_release(corpus, root)
@@ -190,11 +190,13 @@ def left_out(root: Path, used: Iterable[Path] = ()) -> str:
     """Say which files below a folder are not taken, and why; an empty string if there are none."""
     taken, reasons = {path.stem for path in used}, {}
     for path, why in audio.scan(root):
-        copy = "a copy of one that is used" if path.stem in taken and path not in used else ""
-        reasons.setdefault(why or copy, []).append(audio.shown(path, root))
-    reasons.pop("", None)
+        if not why and path.stem in taken and path not in used:
+            why = "a copy of one that is used"
+        reasons.setdefault(why, []).append(audio.shown(path, root))
     return "".join(
-        f"\n  not taken ({len(names)}): {why}, e.g. {names[0]}" for why, names in reasons.items()
+        f"\n  not taken ({len(names)}): {why}, e.g. {names[0]}"
+        for why, names in reasons.items()
+        if why
     )
 
 
@@ -251,7 +253,7 @@ def index(name: str, root: Path | None = None) -> pd.DataFrame:
     corpus, root = get(name), root or locate(name)
     table = corpus.reader(root) if corpus.reader else _read_named_files(corpus, root)
     if table.empty:
-        files = [path.name for path in sorted(_audio_files(root))]
+        files = [path.name for path in sorted(audio.files_below(root))]
         raise ValueError(
             f"{corpus.title}: none of the {len(files)} audio files under {root} fits "
             f"{corpus.tree}, e.g. {files[:3]}"
@@ -280,8 +282,10 @@ def _normalised(table: pd.DataFrame) -> pd.DataFrame:
         raise ValueError(f"sex is {sorted(set(strange))[:5]}; expected one of {', '.join(SEXES)}")
     for column, what in {"speaker": "person", "emotion_native": "emotion"}.items():
         for group in near_doubles(table[column]):
-            named = " and ".join(map(repr, group))
-            warnings.warn(f"{column} {named}: one {what}? They count as several.", stacklevel=3)
+            warnings.warn(
+                f"{column} {' and '.join(map(repr, group))}: one {what}? They count as several.",
+                stacklevel=3,
+            )
     return table.assign(sex=sex)
 
 
@@ -291,7 +295,8 @@ def _taken_once(corpus: Corpus, root: Path, table: pd.DataFrame) -> pd.Series:
     Others stay, so that their id occurs twice, which is a fault.
     """
     tree, once = Path(corpus.tree), pd.Series(True, table.index)
-    for _, rows in table[table["utterance_id"].duplicated(keep=False)].groupby("utterance_id"):
+    twice = table["utterance_id"].duplicated(keep=False) & (table["path"] != "")
+    for _, rows in table[twice].groupby("utterance_id"):
         files = {i: Path(path).relative_to(root) for i, path in rows["path"].items()}
         place = {i: (len(file.parts), file.suffix.lower()) for i, file in files.items()}
         right = [i for i in files if place[i] == (len(tree.parts), tree.suffix)]
@@ -302,7 +307,9 @@ def _taken_once(corpus: Corpus, root: Path, table: pd.DataFrame) -> pd.Series:
     return once
 
 
-def validate(name: str, root: Path | None = None) -> dict[str, list[str]]:
+def validate(
+    name: str, root: Path | None = None, table: pd.DataFrame | None = None
+) -> dict[str, list[str]]:
     """Compare the files of a corpus with its release.
 
     Returns
@@ -313,11 +320,11 @@ def validate(name: str, root: Path | None = None) -> dict[str, list[str]]:
         audio.
     """
     corpus, root = get(name), root or locate(name)
-    table = index(name, root)
+    table = index(name, root) if table is None else table
     ids, used = table["utterance_id"], set(table["path"]) - {""}
     absent = Counter(corpus.counts) - Counter(table["emotion_native"])
     missing = [f"{n} of {corpus.counts[emotion]} {emotion}" for emotion, n in absent.items()]
-    files = [] if corpus.reader and name in CORPORA else sorted(_audio_files(root))
+    files = [] if corpus.reader and name in CORPORA else sorted(audio.files_below(root))
     taken = {Path(path).stem for path in used}  # another file of that name is a copy
     invalid = list((ids + " occurs twice: " + table["path"])[ids.duplicated(keep=False)])
     for path in sorted(used):
@@ -355,10 +362,11 @@ def require_complete(name: str, allow_incomplete: bool = False) -> str:
         text = f"{corpus.title}: {', '.join(there)} of {', '.join(corpus.members)}"
         return "\n".join([text, *(require_complete(one, allow_incomplete) for one in there)])
     expected = f" of {sum(corpus.counts.values())}" if corpus.counts else ""
-    text = f"{corpus.title}: found {len(index(name, root))}{expected} utterances in {root}"
+    table = index(name, root)
+    text = f"{corpus.title}: found {len(table)}{expected} utterances in {root}"
     faults = "".join(
         f"\n  {kind} ({len(items)}): {', '.join(items[:10])}{' …' if len(items) > 10 else ''}"
-        for kind, items in validate(name, root).items()
+        for kind, items in validate(name, root, table).items()
         if items
     )
     if faults and ("occurs twice" in faults or not allow_incomplete):
@@ -368,7 +376,7 @@ def require_complete(name: str, allow_incomplete: bool = False) -> str:
         )
     text += f"{faults}\n  going on with what is there" if faults else ": complete"
     if corpus.reader in (None, read_folder):  # IEMOCAP has files of many kinds
-        text += left_out(root, set(map(Path, index(name, root)["path"])))
+        text += left_out(root, set(map(Path, table["path"])))
     return text
 
 
@@ -453,7 +461,7 @@ def read_folder(root: Path) -> pd.DataFrame:
     if place.is_file():
         table = _read_csv(place)
     else:
-        files = [path.relative_to(root).as_posix() for path in sorted(_audio_files(root))]
+        files = [path.relative_to(root).as_posix() for path in sorted(audio.files_below(root))]
         table = pd.Series(files, dtype=str).str.extract(
             r"^(?P<path>(?P<emotion>[^/]+)/(?P<speaker>[^/_]+)_[^/]*)$"
         )
@@ -471,17 +479,14 @@ def read_folder(root: Path) -> pd.DataFrame:
             f"{place} names {len(gone)} of {len(table)} files that are not under {root}: "
             f"{gone[:10]}"
         )
-    known = [name for name in LABEL_COLUMNS if name in table and name != "utterance_id"]
+    groups = table.get("group", table["speaker"])
     times = table.reindex(columns=["start_s", "end_s"]).replace("", None).apply(pd.to_numeric)
     stem = table["path"].str.replace(r"\.[^./]*$", "", regex=True).str.replace("/", "_")
-    part = times["start_s"].map(lambda start: "" if pd.isna(start) else f"_{start:g}")
-    return table[known].assign(
-        utterance_id=stem + part,
+    return table.assign(
+        utterance_id=stem + times["start_s"].map(lambda s: "" if pd.isna(s) else f"_{s:g}"),
         path=table["path"].map(lambda path: str(root / path)),
         emotion_native=table["emotion"],
-        group=table["group"].where(table["group"] != "", table["speaker"])
-        if "group" in table
-        else table["speaker"],
+        group=groups.where(groups != "", table["speaker"]),
         **times,
     )
 
@@ -515,7 +520,7 @@ def _read_csv(place: Path) -> pd.DataFrame:
 
 def _read_named_files(corpus: Corpus, root: Path) -> pd.DataFrame:
     rows = []
-    for path in sorted(_audio_files(root)):
+    for path in sorted(audio.files_below(root)):
         # the folder's name is tried too: SAVEE's speakers are folders
         match = re.fullmatch(corpus.pattern, path.stem) or re.fullmatch(
             corpus.pattern, f"{path.parent.name}_{path.stem}"
@@ -550,11 +555,7 @@ def _read_union(root: Path) -> pd.DataFrame:
 
 
 def _is_there(name: str) -> bool:
-    return any(_audio_files(paths.data() / name))  # stops at the first
-
-
-def _audio_files(root: Path) -> Iterator[Path]:
-    return (path for path, why in audio.scan(root) if not why)
+    return any(audio.files_below(paths.data() / name))  # stops at the first
 
 
 def _same(*names: str) -> dict[str, str]:

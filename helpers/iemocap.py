@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from helpers.audio import scan
+from helpers.audio import files_below
 
 NATIVE = {
     "neu": "neutral",
@@ -171,4 +171,4 @@ def _read_session(session: Path) -> list[dict]:
 
 def _by_stem(folder: Path) -> dict[str, Path]:
     """Map names to audio files."""
-    return {path.stem: path for path, why in sorted(scan(folder)) if not why}
+    return {path.stem: path for path in sorted(files_below(folder))}

@@ -162,7 +162,10 @@ def predict(
         found.to_dict(),
         top,
         model.answering(known),
-        [*{str(one.message): 0 for one in told}, *out_of_domain_warnings(signal, model)],
+        [
+            *{str(w.message): 0 for w in told if w.category is UserWarning},
+            *out_of_domain_warnings(signal, model),
+        ],
     )
 
 
@@ -260,10 +263,8 @@ def out_of_domain_warnings(signal: np.ndarray, model: SavedModel) -> list[str]:
         The ``recording_statistics`` of its card are name → percentiles 1 and 99 of the training
         clips. The level does not matter to a model of channel-normalised clips.
     """
-    found, bounds = (
-        audio.recording_statistics(signal),
-        dict(model.card.get("recording_statistics", {})),
-    )
+    found = audio.recording_statistics(signal)
+    bounds = dict(model.card.get("recording_statistics", {}))
     if all(reads.channel_normalised for reads in model.reads):
         bounds.pop("level_dbfs", None)
     return [
@@ -390,8 +391,7 @@ def _recordings(given: list[Path]) -> list[Path]:
     """Return files as they are, and the recordings in folders."""
     found = []
     for path in given:
-        inside = sorted(file for file, why in audio.scan(path) if not why)
-        found += inside if path.is_dir() else [path]
+        found += sorted(audio.files_below(path)) if path.is_dir() else [path]
     return found
 
 
