@@ -22,10 +22,7 @@ import pandas as pd
 import safetensors.numpy
 from scipy.special import softmax
 
-from helpers import audio, augment, features, spectrograms
-from helpers.cache import source_of, write_atomically
-from helpers.corpora import emotion_order
-from helpers.ensemble import pool
+from helpers import audio, augment, cache, corpora, ensemble, features, spectrograms
 
 VERSION = 1  # of what read_clips computes
 FORMAT = 2  # of the folder
@@ -130,7 +127,7 @@ def read_clips(
         functools.partial(_read_changed, reads, change or np.asarray),
         utterances,
         "inputs",
-        reads.key + (source_of(change) if change else ""),
+        reads.key + (cache.source_of(change) if change else ""),
         (VERSION, features.VERSION, spectrograms.VERSION, augment.VERSION),
         n_jobs=n_jobs,
         progress=reads.kind,
@@ -293,7 +290,7 @@ class SavedModel:
             weights = self.card["weights"][variant]
             stack = [self.members[name].answer(variant, signals, enrolment) for name in weights]
             powers = np.array(list(weights.values())) / self.card["temperature"][variant]
-            return pool(np.stack(stack), powers)
+            return ensemble.pool(np.stack(stack), powers)
         if variant == "inductive":
             return self.predictors[variant](self.read(signals))
         values, known = self.represent(signals), self.represent(enrolment)
@@ -555,7 +552,7 @@ def _write(folder: Path, card: dict, contents: dict[str, bytes]) -> Path:
     _read_files(folder)  # refuses what is no model
     shutil.rmtree(folder, ignore_errors=True)
     for name, content in (contents | {"card.json": json.dumps(card, indent=1).encode()}).items():
-        write_atomically(folder / name, lambda handle, content=content: handle.write(content))
+        cache.write_atomically(folder / name, lambda handle, content=content: handle.write(content))
         note_output(folder / name)
     return folder
 
@@ -564,10 +561,11 @@ def _build(card: dict, contents: dict[str, bytes], place: str = "") -> SavedMode
     """Make a model of its card and files; refuse a card that does not fit."""
     emotions = card["emotions"]
     require(
-        emotions == emotion_order(emotions) and card["sampling_rate"] == audio.SAMPLING_RATE,
+        emotions == corpora.emotion_order(emotions)
+        and card["sampling_rate"] == audio.SAMPLING_RATE,
         f"it is for {card['sampling_rate']} Hz and the emotions {str(emotions)[:200]}; expected "
         f"{audio.SAMPLING_RATE} Hz, and different emotions in the order of the model's outputs, "
-        f"which is the project's: {emotion_order(emotions)}",
+        f"which is the project's: {corpora.emotion_order(emotions)}",
     )
     members, predictors = {}, {}
     for name in card.get("members", []):

@@ -5,7 +5,6 @@ fold and the role of its parent. Images can also be shifted in training (``train
 """
 
 import random
-from collections.abc import Sequence
 
 import numpy as np
 import soxr
@@ -28,7 +27,7 @@ TRANSFORMS = {
 
 
 def augment(
-    signal: np.ndarray, names: Sequence[str] = tuple(TRANSFORMS), seed: int = 0
+    signal: np.ndarray, names: list[str] | tuple[str, ...] = tuple(TRANSFORMS), seed: int = 0
 ) -> np.ndarray:
     """Change a signal by one transform, drawn from several.
 

@@ -25,7 +25,6 @@ from typing import IO
 import joblib
 import numpy as np
 import threadpoolctl
-from joblib.externals.loky.process_executor import TerminatedWorkerError
 from tqdm import tqdm
 
 from helpers import paths
@@ -249,7 +248,7 @@ def _computed(compute: Callable, jobs: list[tuple], n_jobs: int) -> list:
             return list(itertools.starmap(compute, jobs))
     try:
         return joblib.Parallel(n_jobs)(joblib.delayed(compute)(*job) for job in jobs)
-    except TerminatedWorkerError as error:
+    except joblib.externals.loky.process_executor.TerminatedWorkerError as error:
         raise ChildProcessError(
             "a process that worked on clips was ended from outside, mostly because memory ran "
             "short: close other programs, or take fewer processes (N_JOBS in notebooks), and run "

@@ -96,16 +96,14 @@ def stacked(models: dict[str, pd.DataFrame], c: float = 0.01) -> pd.DataFrame:
     c
         Inverse strength of the penalty; validation rows are few and members many, so it is strong.
     """
-    from sklearn.linear_model import LogisticRegression  # late: a saved average does without
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
+    from sklearn import linear_model, pipeline, preprocessing  # late: a saved average does without
 
     combined = []
     for _, _, base, stack, _ in by_fold(models):
         inputs = np.log(np.concatenate(stack, axis=1) + 1e-4)
         validation = base["role"].to_numpy() == "validation"
-        classifier = LogisticRegression(C=c, class_weight="balanced", max_iter=1000)
-        model = make_pipeline(StandardScaler(), classifier)
+        classifier = linear_model.LogisticRegression(C=c, class_weight="balanced", max_iter=1000)
+        model = pipeline.make_pipeline(preprocessing.StandardScaler(), classifier)
         model.fit(inputs[validation], base["truth"].to_numpy(str)[validation])
         columns = pd.Index(probabilities(base)[1]).get_indexer(model.classes_)
         result = np.zeros(stack.shape[1:])

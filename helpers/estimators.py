@@ -13,6 +13,7 @@ import pandas as pd
 import scipy.linalg
 import threadpoolctl
 from sklearn import (
+    base,
     calibration,
     discriminant_analysis,
     exceptions,
@@ -21,9 +22,8 @@ from sklearn import (
     pipeline,
     preprocessing,
     svm,
+    utils,
 )
-from sklearn.base import BaseEstimator, clone
-from sklearn.utils.validation import validate_data
 
 from helpers import artifacts, cache, experiment
 
@@ -46,7 +46,7 @@ class Classical:
     """
 
     name: str
-    estimator: BaseEstimator
+    estimator: base.BaseEstimator
     grid: dict = field(default_factory=dict)
 
     def recipe(self) -> dict:
@@ -80,12 +80,12 @@ class Classical:
         """
         settings, losses, found = list(model_selection.ParameterGrid(self.grid)), [], []
         for setting in settings:
-            model = fit_seeded(clone(self.estimator).set_params(**setting), train, seed)
+            model = fit_seeded(base.clone(self.estimator).set_params(**setting), train, seed)
             found.append(_all_columns(model, validation.inputs, n_classes))
             of_truth = found[-1][np.arange(len(validation.classes)), validation.classes]
             losses.append(-float(np.log(of_truth + 1e-9).mean()))
         best = int(np.argmin(losses))
-        model = clone(self.estimator).set_params(**settings[best])
+        model = base.clone(self.estimator).set_params(**settings[best])
         fit_seeded(model, train + validation, seed)
         steps = {"fit": ["train", "validation"], "select": ["validation"]}
         if train.copies is not None:
@@ -120,7 +120,7 @@ class Classical:
         ValueError
             If the model is not linear: such models can't be saved.
         """
-        chosen = clone(self.estimator).set_params(**frozen_setting(record))
+        chosen = base.clone(self.estimator).set_params(**frozen_setting(record))
         fitted = fit_seeded(chosen, rows, seed)
         return _linear_part(self.name, fitted, n_classes)
 
@@ -166,7 +166,7 @@ class ShrunkLDA(discriminant_analysis.LinearDiscriminantAnalysis):
 
     def fit(self, X: np.ndarray, y: np.ndarray) -> "ShrunkLDA":
         """Fit to rows whose columns are alike in scale."""
-        X, y = validate_data(self, X, y, dtype=np.float32)
+        X, y = utils.validation.validate_data(self, X, y, dtype=np.float32)
         self.classes_, codes = np.unique(y, return_inverse=True)
         n_classes = len(self.classes_)
         means = np.stack([X[codes == i].mean(axis=0, dtype=np.float64) for i in range(n_classes)])
@@ -220,7 +220,9 @@ def classical_models(n_features: int) -> dict[str, Classical]:
     return {model.name: model for model in models}
 
 
-def fit_seeded(model: BaseEstimator, rows: experiment.FoldRows, seed: int) -> BaseEstimator:
+def fit_seeded(
+    model: base.BaseEstimator, rows: experiment.FoldRows, seed: int
+) -> base.BaseEstimator:
     """Fit with every random state set, on clips and copies; inner splits are by speaker.
 
     The model is fitted to the emotions that are there, numbered from 0 (some libraries want no
@@ -268,7 +270,7 @@ def frozen_setting(record: dict) -> dict:
     return best
 
 
-def _calibrated(classifier: BaseEstimator) -> calibration.CalibratedClassifierCV:
+def _calibrated(classifier: base.BaseEstimator) -> calibration.CalibratedClassifierCV:
     """Add a scaler, and a temperature that is fitted on held-out speakers.
 
     An SVM has no probabilities, and those of LDA are far too close to 0 and 1.
@@ -277,7 +279,7 @@ def _calibrated(classifier: BaseEstimator) -> calibration.CalibratedClassifierCV
     return calibration.CalibratedClassifierCV(scaled, method="temperature", ensemble=False)
 
 
-def _linear_part(name: str, fitted: BaseEstimator, n_classes: int) -> artifacts.Part:
+def _linear_part(name: str, fitted: base.BaseEstimator, n_classes: int) -> artifacts.Part:
     """Turn scaler, linear classifier and temperature into arrays; refuse any other model."""
     factor, present = None, fitted.present_
     if getattr(fitted, "method", "") == "temperature" and not fitted.ensemble:
@@ -309,7 +311,7 @@ def _linear_part(name: str, fitted: BaseEstimator, n_classes: int) -> artifacts.
     )
 
 
-def _all_columns(model: BaseEstimator, inputs: np.ndarray, n_classes: int) -> np.ndarray:
+def _all_columns(model: base.BaseEstimator, inputs: np.ndarray, n_classes: int) -> np.ndarray:
     """Predict probabilities with a column for every class, also without training examples."""
     result = np.zeros((len(inputs), n_classes))
     result[:, model.present_] = model.predict_proba(inputs)

@@ -18,7 +18,6 @@ import librosa
 import numpy as np
 import pandas as pd
 import scipy.fft
-from numpy.lib.stride_tricks import sliding_window_view
 
 from helpers import audio
 
@@ -420,7 +419,7 @@ def _power_spectrum(signal: np.ndarray, fe: FrontEnd) -> tuple[np.ndarray, np.nd
     Power is scaled so that a full-scale sine peaks near 1.
     """
     padded = np.pad(signal.astype(np.float32), fe.win_length // 2)
-    frames = sliding_window_view(padded, fe.win_length)[:: fe.hop_length]
+    frames = np.lib.stride_tricks.sliding_window_view(padded, fe.win_length)[:: fe.hop_length]
     window = _window(fe.win_length)
     spectrum = scipy.fft.rfft(frames * window, fe.n_fft, axis=1)
     power = np.square(spectrum.real) + np.square(spectrum.imag)

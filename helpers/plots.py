@@ -7,11 +7,8 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from IPython.display import Markdown, display
-from matplotlib.ticker import PercentFormatter
 
-from helpers import paths
-from helpers.cache import write_atomically
-from helpers.corpora import EMOTIONS, emotion_order, without_sex
+from helpers import cache, corpora, paths
 
 BLUE, RED, BLACK = "#33658a", "#c8373f", "#222222"
 VARIANTS = {"inductive": BLUE, "corpus-normalised": "#8c9a5b", "speaker-normalised": "#86bbd8"}
@@ -41,12 +38,16 @@ def colours(emotions) -> dict[str, str]:
 
     Classes of one sex have their emotion's colour, women's a little lighter.
     """
-    order = emotion_order(emotions)
-    others = sorted({without_sex(emotion) for emotion in order} - set(EMOTIONS))
+    order = corpora.emotion_order(emotions)
+    others = sorted({corpora.without_sex(emotion) for emotion in order} - set(corpora.EMOTIONS))
     found = {}
     for name in order:
-        plain = without_sex(name)
-        known = EMOTIONS[plain].colour if plain in EMOTIONS else _OTHERS[others.index(plain) % 6]
+        plain = corpora.without_sex(name)
+        known = (
+            corpora.EMOTIONS[plain].colour
+            if plain in corpora.EMOTIONS
+            else _OTHERS[others.index(plain) % 6]
+        )
         lighter = name.startswith("female_")
         found[name] = sns.light_palette(known, 4).as_hex()[2] if lighter else known
     return found
@@ -71,7 +72,9 @@ def save_figure(figure: plt.Figure, corpus: str, name: str) -> Path:
     """
     path = paths.work(corpus) / "figures" / f"{name}.png"
     metadata = {"Software": None}  # else equal figures would differ between versions
-    write_atomically(path, lambda handle: figure.savefig(handle, format="png", metadata=metadata))
+    cache.write_atomically(
+        path, lambda handle: figure.savefig(handle, format="png", metadata=metadata)
+    )
     return path
 
 
@@ -129,7 +132,7 @@ def timeline(windows: pd.DataFrame, axis: plt.Axes) -> None:
     axis
         Seconds are the horizontal axis.
     """
-    emotions = emotion_order(name[2:] for name in windows if name.startswith("p_"))
+    emotions = corpora.emotion_order(name[2:] for name in windows if name.startswith("p_"))
     middle = (windows["start_s"] + windows["end_s"]) / 2
     hop = middle.diff().median() if len(windows) > 1 else windows["end_s"].iloc[0] * 2
     width = middle.shift(-1).sub(middle).fillna(hop).clip(upper=hop)
@@ -140,4 +143,4 @@ def timeline(windows: pd.DataFrame, axis: plt.Axes) -> None:
         axis.bar(middle - hop / 2, share, width, align="edge", **style)
         below = below + share
     axis.set(ylim=(0, 1), xlabel="time (s)")
-    axis.yaxis.set_major_formatter(PercentFormatter(1, 0))
+    axis.yaxis.set_major_formatter("{x:.0%}")

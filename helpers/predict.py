@@ -19,9 +19,7 @@ import numpy as np
 import pandas as pd
 import soxr
 
-from helpers import artifacts, audio, paths
-from helpers.artifacts import SavedModel, require
-from helpers.corpora import EMOTIONS
+from helpers import artifacts, audio, corpora, paths
 
 UNSURE = "unsure"
 WINDOW_S, WINDOW_HOP_S = 4.0, 2.0  # of a timeline; an utterance of the corpora lasts 2 to 5 s
@@ -29,7 +27,7 @@ LONGEST_S = 2 * 3600.0  # of a recording
 LOWEST_HZ, HIGHEST_HZ = 1_000, 1_000_000  # sampling rates
 LOUDEST = 1000.0  # times full scale; more is no recording
 SATISFACTION = {
-    group: tuple(name for name, emotion in EMOTIONS.items() if emotion.group == group)
+    group: tuple(name for name, emotion in corpora.EMOTIONS.items() if emotion.group == group)
     for group in ("satisfied", "unsatisfied")
 }
 OUT_OF_DOMAIN = {
@@ -117,7 +115,7 @@ def predict_emotion(audio_path: str | Path, model_path: str | Path) -> tuple[str
 
 def predict(
     recording: str | Path | np.ndarray,
-    model: str | Path | SavedModel,
+    model: str | Path | artifacts.SavedModel,
     sampling_rate: int | None = None,
     enrolment: tuple = (),
     only: tuple[str, ...] = (),
@@ -171,7 +169,7 @@ def predict(
 
 def timeline(
     recording: str | Path | np.ndarray,
-    model: str | Path | SavedModel,
+    model: str | Path | artifacts.SavedModel,
     sampling_rate: int | None = None,
     window_s: float = WINDOW_S,
     hop_s: float = WINDOW_HOP_S,
@@ -248,11 +246,11 @@ def verdict(
     shares.index = shares.index.str.removeprefix("p_")
     if groups:
         shares = pd.Series({name: shares.reindex(own).sum() for name, own in groups.items()})
-    require(shares.sum() > 0, f"the model's emotions are in none of the groups {groups}")
+    artifacts.require(shares.sum() > 0, f"the model's emotions are in none of the groups {groups}")
     return (shares / shares.sum()).sort_values(ascending=False).to_dict()
 
 
-def out_of_domain_warnings(signal: np.ndarray, model: SavedModel) -> list[str]:
+def out_of_domain_warnings(signal: np.ndarray, model: artifacts.SavedModel) -> list[str]:
     """Return in which way a clip differs from the training recordings.
 
     Parameters
@@ -280,9 +278,9 @@ def find_model(name: str = "") -> Path:
     return folder if (folder / "card.json").is_file() else paths.PROJECT / "data/models" / folder
 
 
-def opened(model: str | Path | SavedModel) -> SavedModel:
+def opened(model: str | Path | artifacts.SavedModel) -> artifacts.SavedModel:
     """Return a loaded model unchanged; load one that is given as a folder."""
-    return model if isinstance(model, SavedModel) else artifacts.load(Path(model))
+    return model if isinstance(model, artifacts.SavedModel) else artifacts.load(Path(model))
 
 
 def read_signal(
@@ -311,19 +309,19 @@ def read_signal(
         # a limit for memory, too
         signal, name = audio.load(recording, 0.0, longest_s + 1), Path(recording).name
     seconds = len(signal) / audio.SAMPLING_RATE
-    require(
+    artifacts.require(
         audio.MIN_DURATION_S <= seconds <= longest_s,
         f"{name} is {seconds:.2f} s long or longer; expected {audio.MIN_DURATION_S} to "
         f"{longest_s:.0f} s. A timeline takes up to {LONGEST_S:.0f} s (--timeline; in the app, the "
         "page for long recordings)",
     )
     peak = np.abs(signal).max()
-    require(
+    artifacts.require(
         peak <= LOUDEST,
         f"{name} holds NaN, or goes up to {peak:.3g} times full scale; expected floats of full "
         f"scale ±1, and at most {LOUDEST:.0f} times that: is it damaged?",
     )
-    require(
+    artifacts.require(
         20 * np.log10(audio.frame_rms(signal).max() + 1e-10) >= audio.SILENT_DBFS,
         f"{name} is silent (nothing above {audio.SILENT_DBFS:.0f} dBFS)",
     )
@@ -332,12 +330,12 @@ def read_signal(
 
 def _mono(samples: np.ndarray, sampling_rate: int | None) -> np.ndarray:
     """Return samples as one channel of floats at the project's sampling rate."""
-    require(
+    artifacts.require(
         sampling_rate is not None and LOWEST_HZ <= sampling_rate <= HIGHEST_HZ,
         f"samples need their sampling rate, {LOWEST_HZ:,} to {HIGHEST_HZ:,} Hz; found "
         f"{sampling_rate}",
     )
-    require(
+    artifacts.require(
         samples.dtype.kind in ("i", "f") and samples.ndim in (1, 2) and 0 not in samples.shape[1:],
         f"samples are of type {samples.dtype}, shape {samples.shape}; expected signed integers, or "
         "floats of full scale ±1, of shape (n_samples,) or (n_samples, n_channels)",
@@ -352,11 +350,13 @@ def _mono(samples: np.ndarray, sampling_rate: int | None) -> np.ndarray:
 
 
 def _probabilities(
-    model: SavedModel, signal: np.ndarray, known: list[np.ndarray], only: tuple[str, ...]
+    model: artifacts.SavedModel, signal: np.ndarray, known: list[np.ndarray], only: tuple[str, ...]
 ) -> pd.Series:
     """Return emotion → probability; 0 for those that are not in `only`, scaled to add up to 1."""
     strange = ", ".join(sorted(set(only) - set(model.emotions)))
-    require(not strange, f"the model does not know {strange}; it knows {', '.join(model.emotions)}")
+    artifacts.require(
+        not strange, f"the model does not know {strange}; it knows {', '.join(model.emotions)}"
+    )
     kept = np.isin(model.emotions, only or model.emotions)
     values = np.where(kept, model.probabilities([signal], known)[0], 0)
     values = values if values.sum() > 0 else kept
@@ -373,8 +373,10 @@ def main(arguments: list[str] | None = None) -> int:
     options.only = " ".join(options.only).replace(",", " ").split()
     try:
         unsure = options.unsure
-        require(0 <= unsure <= 1, f"--unsure {unsure:g}: it is a probability, e.g. 0.5 for 50 %")
-        require(files, f"there are no recordings ({', '.join(audio.AUDIO_SUFFIXES)})")
+        artifacts.require(
+            0 <= unsure <= 1, f"--unsure {unsure:g}: it is a probability, e.g. 0.5 for 50 %"
+        )
+        artifacts.require(files, f"there are no recordings ({', '.join(audio.AUDIO_SUFFIXES)})")
         model = artifacts.load(find_model(options.model))
     except ValueError as error:
         parser.error(str(error))
@@ -395,7 +397,7 @@ def _recordings(given: list[Path]) -> list[Path]:
     return found
 
 
-def _answer(path: Path, model: SavedModel, options: argparse.Namespace) -> str:
+def _answer(path: Path, model: artifacts.SavedModel, options: argparse.Namespace) -> str:
     """Return what the model answers for a recording, as a few lines of text or as JSON."""
     given = {"enrolment": options.enrol, "only": options.only}
     if options.timeline:

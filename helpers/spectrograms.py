@@ -17,20 +17,20 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from helpers import audio, features
-from helpers.cache import write_atomically
-from helpers.features import FrontEnd, mel_spectrogram
+from helpers import audio, cache, features
 
 VERSION = 1  # raise it when a change of this module changes results
 # 64 bands and a 40 ms frame every 20 ms suffice for a small network. No zero-padding: bins of 25 Hz
 # are finer than the window resolves
-IMAGE = FrontEnd(n_mels=64, hop_length=320, n_fft=640)
+IMAGE = features.FrontEnd(n_mels=64, hop_length=320, n_fft=640)
 FRAMES_PER_S = IMAGE.sampling_rate / IMAGE.hop_length
 DB_MIN, DB_MAX = -100.0, -10.0  # dB; speech lies between
 DB_STEP = (DB_MAX - DB_MIN) / 254  # dB from one grey level to the next
 
 
-def mel_image(signal: np.ndarray, front_end: FrontEnd = IMAGE, trim: bool = True) -> np.ndarray:
+def mel_image(
+    signal: np.ndarray, front_end: features.FrontEnd = IMAGE, trim: bool = True
+) -> np.ndarray:
     """Turn a signal into an image.
 
     Parameters
@@ -47,12 +47,14 @@ def mel_image(signal: np.ndarray, front_end: FrontEnd = IMAGE, trim: bool = True
     np.ndarray [shape=(n_mels, n_frames), uint8]
         Row 0 is the highest band.
     """
-    level = mel_spectrogram(audio.trim(signal, front_end.trim_db) if trim else signal, front_end)
+    level = features.mel_spectrogram(
+        audio.trim(signal, front_end.trim_db) if trim else signal, front_end
+    )
     return np.clip(np.round(1 + (level.T[::-1] - DB_MIN) / DB_STEP), 1, 255).astype(np.uint8)
 
 
 def padded_image(
-    signal: np.ndarray, n_frames: int, front_end: FrontEnd = IMAGE, trim: bool = True
+    signal: np.ndarray, n_frames: int, front_end: features.FrontEnd = IMAGE, trim: bool = True
 ) -> np.ndarray:
     """Turn a signal into an image of one width: as :func:`read_images` reads its file.
 
@@ -71,7 +73,7 @@ def padded_image(
 
 
 def write_images(
-    utterances: pd.DataFrame, folder: Path, front_end: FrontEnd = IMAGE, n_jobs: int = -1
+    utterances: pd.DataFrame, folder: Path, front_end: features.FrontEnd = IMAGE, n_jobs: int = -1
 ) -> pd.DataFrame:
     """Write every utterance's image; computed in parallel, files that are right are left alone.
 
@@ -102,7 +104,7 @@ def write_images(
         name, png = f"{utterance_id.split('/', 1)[1]}.png", content.tobytes()
         path = Path(folder) / name
         if not path.is_file() or path.read_bytes() != png:
-            write_atomically(path, lambda handle, png=png: handle.write(png))
+            cache.write_atomically(path, lambda handle, png=png: handle.write(png))
         note_output(path)
         rows.append((utterance_id, name, Image.open(io.BytesIO(png)).width))
     return pd.DataFrame(rows, columns=["utterance_id", "image", "n_frames"])
@@ -149,7 +151,7 @@ def _padded(image: np.ndarray, n_frames: int) -> np.ndarray:
     return np.pad(image[:, :n_frames], ((0, 0), (0, max(n_frames - image.shape[1], 0))))
 
 
-def _png(front_end: FrontEnd, signal: np.ndarray) -> np.ndarray:
+def _png(front_end: features.FrontEnd, signal: np.ndarray) -> np.ndarray:
     """Return the bytes of a clip's image file, uint8."""
     image, file = Image.fromarray(mel_image(signal, front_end)), io.BytesIO()
     image.save(file, "PNG", compress_level=1, compress_type=zlib.Z_RLE)

@@ -22,8 +22,7 @@ import pandas as pd
 import pandera.pandas as pa
 import pyarrow
 
-from helpers import paths
-from helpers.cache import write_atomically
+from helpers import cache, paths
 
 PACKAGES = {  # imported as → installed as: what can move a digit
     "numpy": "numpy",
@@ -239,10 +238,10 @@ def write_table(
     path = Path(path)
     frame = _validated(frame, schema, path, "nothing was written")
     if path.suffix == ".parquet":
-        write_atomically(path, lambda handle: frame.to_parquet(handle, index=False))
+        cache.write_atomically(path, lambda handle: frame.to_parquet(handle, index=False))
     else:
         text = frame.to_csv(index=False, lineterminator="\n").encode()
-        write_atomically(path, lambda handle: handle.write(text))
+        cache.write_atomically(path, lambda handle: handle.write(text))
     used = [package for name, package in PACKAGES.items() if name in sys.modules]
     versions = {package: importlib.metadata.version(package) for package in used}
     record = {
@@ -253,7 +252,7 @@ def write_table(
         "versions": {"python": platform.python_version()} | versions,
     }
     text = json.dumps(record, indent=1, default=str).encode()
-    write_atomically(path.with_name(path.name + ".json"), lambda handle: handle.write(text))
+    cache.write_atomically(path.with_name(path.name + ".json"), lambda handle: handle.write(text))
     note_output(path)
     return path
 
