@@ -4,7 +4,6 @@ Every corpus is one frozen :class:`Corpus` record, so adding a corpus means addi
 without a record is a user's own folder of audio (see :func:`read_folder`).
 """
 
-import csv
 import filecmp
 import hashlib
 import io
@@ -36,7 +35,6 @@ class Emotion:
         In summaries of calls: "satisfied", "unsatisfied", or empty for neither.
     """
 
-    name: str
     colour: str
     aroused: bool = False
     group: str = ""
@@ -44,24 +42,30 @@ class Emotion:
 
 # Name → emotion, in the order of every table and figure; other names follow alphabetically.
 EMOTIONS = {
-    emotion.name: emotion
-    for emotion in [
-        Emotion("neutral", "#8c8c8c", group="satisfied"),
-        Emotion("calm", "#7fb8ad", group="satisfied"),
-        Emotion("happy", "#f2b134", aroused=True, group="satisfied"),
-        Emotion("excited", "#f78d3f", aroused=True, group="satisfied"),
-        Emotion("sad", "#3b6ea5", group="unsatisfied"),
-        Emotion("angry", "#c8373f", aroused=True, group="unsatisfied"),
-        Emotion("frustrated", "#8a4b38", aroused=True, group="unsatisfied"),
-        Emotion("fearful", "#7b52ab", aroused=True),
-        Emotion("disgust", "#5c8a3a", aroused=True, group="unsatisfied"),
-        Emotion("dislike", "#94603a"),
-        Emotion("surprised", "#e377c2", aroused=True),
-        Emotion("bored", "#4fa3c7"),
-    ]
+    "neutral": Emotion("#8c8c8c", group="satisfied"),
+    "calm": Emotion("#7fb8ad", group="satisfied"),
+    "happy": Emotion("#f2b134", aroused=True, group="satisfied"),
+    "excited": Emotion("#f78d3f", aroused=True, group="satisfied"),
+    "sad": Emotion("#3b6ea5", group="unsatisfied"),
+    "angry": Emotion("#c8373f", aroused=True, group="unsatisfied"),
+    "frustrated": Emotion("#8a4b38", aroused=True, group="unsatisfied"),
+    "fearful": Emotion("#7b52ab", aroused=True),
+    "disgust": Emotion("#5c8a3a", aroused=True, group="unsatisfied"),
+    "dislike": Emotion("#94603a"),
+    "surprised": Emotion("#e377c2", aroused=True),
+    "bored": Emotion("#4fa3c7"),
 }
-SEXES = {"female": "female", "f": "female", "w": "female", "woman": "female"}
-SEXES |= {"male": "male", "m": "male", "man": "male", "": "unknown", "unknown": "unknown"}
+SEXES = {
+    "female": "female",
+    "f": "female",
+    "w": "female",
+    "woman": "female",
+    "male": "male",
+    "m": "male",
+    "man": "male",
+    "": "unknown",
+    "unknown": "unknown",
+}
 # Column of the index → its value where nothing is known
 LABEL_COLUMNS = {
     "utterance_id": "",
@@ -499,23 +503,27 @@ def _read_csv(place: Path) -> pd.DataFrame:
     ValueError
         If its encoding or its columns can't be told without guessing.
     """
-    content, fault, rows = place.read_bytes(), "it is empty", []
+    content = place.read_bytes()
     try:
         text = content.decode("utf-16" if content[:1] in (b"\xff", b"\xfe") else "utf-8-sig")
         separator = max(",;\t", key=text.partition("\n")[0].count)
-        rows = list(filter(None, csv.reader(io.StringIO(text), delimiter=separator)))
-    except UnicodeError as error:
-        fault = str(error)
-    for number, row in enumerate(rows, start=1):
-        if len(row) != len(rows[0]):
-            fault, rows = f"row {number} has {len(row)} cells, the first {len(rows[0])}", []
-            break
-    if not rows:
-        raise ValueError(
-            f"{place} can't be read as a table ({fault}): save it as CSV in UTF-8 (in Excel: CSV "
-            "UTF-8), texts that hold a comma in quotation marks"
+        table = pd.read_csv(
+            io.StringIO(text),
+            sep=separator,
+            header=None,
+            dtype=str,
+            keep_default_na=False,
+            engine="python",  # it tells a cell that is not there from an empty one
         )
-    return pd.DataFrame(rows[1:], columns=[name.strip().lower() for name in rows[0]], dtype=str)
+        if table.isna().any(axis=None):
+            raise ValueError("a row has fewer cells than the first")
+    except ValueError as error:
+        raise ValueError(
+            f"{place} can't be read as a table ({error}): save it as CSV in UTF-8 (in Excel: CSV "
+            "UTF-8), texts that hold a comma in quotation marks"
+        ) from None
+    names = table.iloc[0].str.strip().str.lower().tolist()
+    return table[1:].set_axis(names, axis=1).reset_index(drop=True)
 
 
 def _read_named_files(corpus: Corpus, root: Path) -> pd.DataFrame:

@@ -148,14 +148,15 @@ def test_records_agree_with_themselves(corpus):
 
 
 def test_emotions_are_declared_once():
-    emotions = corpora.EMOTIONS.values()
+    emotions = corpora.EMOTIONS
     groups = [
-        " ".join(e.name for e in emotions if e.group == g) for g in ("satisfied", "unsatisfied")
+        " ".join(name for name in emotions if emotions[name].group == group)
+        for group in ("satisfied", "unsatisfied")
     ]
     assert groups == ["neutral calm happy excited", "sad angry frustrated disgust"]
-    quiet = [emotion.name for emotion in emotions if not emotion.aroused]
+    quiet = [name for name in emotions if not emotions[name].aroused]
     assert quiet == ["neutral", "calm", "sad", "dislike", "bored"]
-    assert len({emotion.colour for emotion in emotions}) == len(corpora.EMOTIONS)
+    assert len({emotion.colour for emotion in emotions.values()}) == len(emotions)
     order = corpora.emotion_order(["zen", "angry", "neutral", "awe", "angry"])
     assert order == ["neutral", "angry", "awe", "zen"]
     classes = ["male_sad", "female_sad", "male_calm", "zen", "sad"]
