@@ -88,10 +88,9 @@ def f1(rows: pd.DataFrame, average: str) -> float:
 def confidence_bins(rows: pd.DataFrame, n_bins: int = N_BINS) -> pd.DataFrame:
     """Return mean ``confidence``, ``accuracy`` and ``n`` of each bin of confidence with rows."""
     confidence = probabilities(rows)[0].max(axis=1)
-    table = pd.DataFrame({"confidence": confidence})
-    table["accuracy"] = predicted(rows) == rows["truth"].to_numpy(str)
+    right = predicted(rows) == rows["truth"].to_numpy(str)
     bins = np.minimum((confidence * n_bins).astype(int), n_bins - 1)
-    grouped = table.groupby(bins)
+    grouped = pd.DataFrame({"confidence": confidence, "accuracy": right}).groupby(bins)
     return grouped.mean().assign(n=grouped.size()).reset_index(drop=True)
 
 
@@ -155,7 +154,7 @@ def evaluate(rows: pd.DataFrame, seed: int = 0) -> dict[str, float]:
             f"{twice.sum()} utterances are predicted more than once, e.g. "
             f"{rows.loc[twice, 'utterance_id'].head(3).tolist()}: give the test rows of one variant"
         )
-    low, high = np.percentile(_bootstrap_uar(_speaker_confusions(rows), seed), INTERVAL)
+    low, high = np.percentile(_bootstrap_uar(rows, seed), INTERVAL)
     scores = {name: metric.compute(rows) for name, metric in METRICS.items()}
     return {"n": len(rows), "uar": scores["uar"], "uar_low": low, "uar_high": high} | scores
 
@@ -174,8 +173,7 @@ def paired_difference(first: pd.DataFrame, second: pd.DataFrame, seed: int = 0) 
             f"the two tables hold different utterances ({len(first)} and {len(second)} rows): they "
             "can't be compared in pairs"
         )
-    draws = _bootstrap_uar(_speaker_confusions(first), seed)
-    draws = draws - _bootstrap_uar(_speaker_confusions(second), seed)
+    draws = _bootstrap_uar(first, seed) - _bootstrap_uar(second, seed)
     low, high = np.percentile(draws, INTERVAL)
     side = min((draws <= 0).mean(), (draws >= 0).mean())
     p = np.nan if np.isnan(low) else min(1.0, 2 * max(side, 1 / N_BOOTSTRAP))
@@ -187,9 +185,7 @@ def holm(p_values: Iterable[float]) -> np.ndarray:
     p = np.asarray(p_values, float)
     order = np.argsort(p)
     stepped = np.maximum.accumulate((len(p) - np.arange(len(p))) * p[order])
-    corrected = np.empty_like(p)
-    corrected[order] = np.minimum(stepped, 1)
-    return corrected
+    return np.minimum(stepped, 1)[np.argsort(order)]  # back in the order that was given
 
 
 def results_table(
@@ -309,13 +305,10 @@ def _confusions(rows: pd.DataFrame, group: np.ndarray) -> np.ndarray:
     return np.bincount(cells, minlength=n_cells).reshape(-1, n, n)
 
 
-def _speaker_confusions(rows: pd.DataFrame) -> np.ndarray:
-    """Return one confusion matrix per speaker, in the order of the speakers' names."""
-    return _confusions(rows, np.unique(rows["speaker"].to_numpy(str), return_inverse=True)[1])
-
-
-def _bootstrap_uar(matrices: np.ndarray, seed: int) -> np.ndarray:
+def _bootstrap_uar(rows: pd.DataFrame, seed: int) -> np.ndarray:
     """Draw speakers with replacement; the same seed draws the same, so differences are paired."""
+    speakers = np.unique(rows["speaker"].to_numpy(str), return_inverse=True)[1]
+    matrices = _confusions(rows, speakers)  # in the order of the speakers' names
     n = len(matrices)
     if n < MIN_SPEAKERS:
         return np.full(N_BOOTSTRAP, np.nan)

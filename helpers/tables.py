@@ -48,8 +48,6 @@ _READ: dict[str, str] = {}  # inputs this process has read, with their hashes
 
 _ID = pa.Column(str, pa.Check.str_matches(r"^[^/]+/.+$"))
 _UNIQUE_ID = pa.Column(str, pa.Check.str_matches(r"^[^/]+/.+$"), unique=True)
-_PROBABILITY = pa.Column("float32", pa.Check.in_range(-1e-6, 1 + 1e-6), regex=True)
-_ROLE = pa.Column(str, pa.Check.isin(["train", "validation", "test"]))
 
 SCHEMAS = {
     "utterances": pa.DataFrameSchema(
@@ -106,7 +104,7 @@ SCHEMAS = {
             "emotion": pa.Column(str),
             "speaker": pa.Column(str),
             "fold": pa.Column(int, pa.Check.ge(1)),
-            "role": _ROLE,
+            "role": pa.Column(str, pa.Check.isin(["train", "validation", "test"])),
         },
         strict=True,
         unique=["utterance_id", "fold"],
@@ -133,7 +131,7 @@ SCHEMAS = {
             ),
             "pretrained": pa.Column(bool),
             "truth": pa.Column(str),
-            r"^p_.+$": _PROBABILITY,
+            r"^p_.+$": pa.Column("float32", pa.Check.in_range(-1e-6, 1 + 1e-6), regex=True),
         },
         strict=True,
         unique=["utterance_id", "fold", "role", "variant"],
@@ -240,8 +238,9 @@ def write_table(
     if path.suffix == ".parquet":
         cache.write_atomically(path, lambda handle: frame.to_parquet(handle, index=False))
     else:
-        text = frame.to_csv(index=False, lineterminator="\n").encode()
-        cache.write_atomically(path, lambda handle: handle.write(text))
+        cache.write_atomically(
+            path, lambda handle: frame.to_csv(handle, index=False, lineterminator="\n")
+        )
     used = [package for name, package in PACKAGES.items() if name in sys.modules]
     versions = {package: importlib.metadata.version(package) for package in used}
     record = {
@@ -306,10 +305,7 @@ def provenance(path: Path) -> dict:
 
 def file_hash(path: Path) -> str:
     """Return the sha256 of a file's content."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there")
-    stat = path.stat()
+    stat = os.stat(path)
     return _file_hash(str(path), stat.st_mtime_ns, stat.st_size)
 
 
@@ -321,8 +317,7 @@ def note_input(name: str, digest: str, logged_as: str = "") -> None:
 
 def note_output(path: Path) -> None:
     """Tell a headless run of an output, so that its loss is noticed."""
-    if os.environ.get("SER_RUN_LOG"):
-        _log("write", str(Path(path).resolve()), file_hash(path))
+    _log("write", str(Path(path).resolve()))
 
 
 @functools.lru_cache(maxsize=4096)  # a corpus of images must not fill the memory
@@ -366,7 +361,8 @@ def _changed_inputs(path: Path) -> list[str]:
     return changed
 
 
-def _log(event: str, path: str, digest: str) -> None:
+def _log(event: str, path: str, digest: str = "") -> None:
     if log := os.environ.get("SER_RUN_LOG"):
+        line = {"event": event, "path": path, "sha256": digest or file_hash(path)}
         with open(log, "a", encoding="utf-8") as handle:
-            handle.write(json.dumps({"event": event, "path": path, "sha256": digest}) + "\n")
+            handle.write(json.dumps(line) + "\n")
