@@ -51,8 +51,14 @@ SYSTEM = {"__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 ENDLESS = 2**40  # samples; a header that says more does not know
 CANCELLED = 0.001  # a mix of channels that has less than this of their power: -30 dB
 # only files of this machine and formats of recordings: a playlist could name any other file
-FFMPEG = ["-nostdin", "-hide_banner", "-protocol_whitelist", "file", "-format_whitelist"]
-FFMPEG += ["aac,amr,asf,avi,flac,flv,matroska,mov,mp3,ogg,wav"]
+FFMPEG = [
+    "-nostdin",
+    "-hide_banner",
+    "-protocol_whitelist",
+    "file",
+    "-format_whitelist",
+    "aac,amr,asf,avi,flac,flv,matroska,mov,mp3,ogg,wav",
+]
 
 
 def scan(root: Path) -> Iterator[tuple[Path, str]]:
@@ -483,13 +489,16 @@ def _read_by_ffmpeg(
 
     with tempfile.TemporaryDirectory() as folder:
         wav = Path(folder, "sound.wav")
-        command = [imageio_ffmpeg.get_ffmpeg_exe(), *FFMPEG, "-i", f"file:{path}", "-vn"]
-        command += ["-c:a", "pcm_f32le", str(wav)]
-        quiet = {"capture_output": True, "text": True, "errors": "replace"}
-        done = subprocess.run(command, check=True, **quiet)
-        promised = re.search(r"Duration: (\d+):(\d+):([\d.]+)", done.stderr)
-        hours, minutes, seconds = map(float, promised.groups() if promised else (0, 0, 0))
-        promise = (hours * 60 + minutes) * 60 + seconds
+        given = [imageio_ffmpeg.get_ffmpeg_exe(), *FFMPEG, "-i", f"file:{path}"]
+        done = subprocess.run(
+            [*given, "-vn", "-c:a", "pcm_f32le", str(wav)],
+            check=True,
+            capture_output=True,
+            text=True,
+            errors="replace",
+        )
+        promised = re.search(r"Duration: (\d+:\d+:[\d.]+)", done.stderr)
+        promise = pd.Timedelta(promised[1]).total_seconds() if promised else 0
         # an estimate, or that of the pictures, says nothing
         known = not re.search("Estimating duration|Video:", done.stderr)
         early = known and soundfile.info(wav).duration < promise - 0.1

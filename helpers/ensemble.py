@@ -212,9 +212,8 @@ def with_probabilities(base: pd.DataFrame, values: np.ndarray) -> pd.DataFrame:
     values : np.ndarray [shape=(n_rows, n_emotions)]
         At least 0, in the order of the table's columns; scaled to add up to one.
     """
-    emotions = probabilities(base)[1]
     table = base[[*KEY, "speaker", "pretrained", "truth"]].copy()
-    columns = [f"p_{emotion}" for emotion in emotions]
+    columns = [f"p_{emotion}" for emotion in probabilities(base)[1]]
     table[columns] = (values / values.sum(axis=1, keepdims=True)).astype(np.float32)
     return table
 

@@ -196,7 +196,6 @@ def classical_models(n_features: int) -> dict[str, Classical]:
         Classes are weighted by their frequency; LDA has equal priors.
     """
     logistic = linear_model.LogisticRegression(class_weight="balanced", max_iter=100, tol=1e-3)
-    kernel = svm.SVC(class_weight="balanced", kernel="rbf")
     models = [
         Classical(
             "logistic regression",
@@ -210,7 +209,7 @@ def classical_models(n_features: int) -> dict[str, Classical]:
         ),
         Classical(
             "SVM",
-            _calibrated(kernel),
+            _calibrated(svm.SVC(class_weight="balanced", kernel="rbf")),
             {
                 "estimator__svc__C": [10, 30],
                 "estimator__svc__gamma": [0.2 / n_features, 0.05 / n_features],

@@ -13,6 +13,7 @@ import io
 import zlib
 from pathlib import Path
 
+import librosa
 import numpy as np
 import pandas as pd
 from PIL import Image
@@ -69,7 +70,7 @@ def padded_image(
     -------
     np.ndarray [shape=(n_mels, n_frames), uint8]
     """
-    return _padded(mel_image(signal, front_end, trim), n_frames)
+    return librosa.util.fix_length(mel_image(signal, front_end, trim), size=n_frames)
 
 
 def write_images(
@@ -136,7 +137,7 @@ def read_images(images: pd.DataFrame, folder: Path, n_frames: int) -> np.ndarray
     for name in images["image"]:
         path = Path(folder) / name
         try:
-            stack.append(_padded(np.asarray(Image.open(path)), n_frames))
+            stack.append(librosa.util.fix_length(np.asarray(Image.open(path)), size=n_frames))
         except (OSError, SyntaxError) as error:
             raise ValueError(f"{path} can't be read ({error}): run notebook 04 again") from None
         if len(stack[-1]) != len(stack[0]):
@@ -145,10 +146,6 @@ def read_images(images: pd.DataFrame, folder: Path, n_frames: int) -> np.ndarray
                 "again, it writes them all alike"
             )
     return np.stack(stack)
-
-
-def _padded(image: np.ndarray, n_frames: int) -> np.ndarray:
-    return np.pad(image[:, :n_frames], ((0, 0), (0, max(n_frames - image.shape[1], 0))))
 
 
 def _png(front_end: features.FrontEnd, signal: np.ndarray) -> np.ndarray:
