@@ -81,8 +81,9 @@ class Input:
         """A text that is equal for equal inputs."""
         return json.dumps(asdict(self))
 
-    def __call__(self, signal: np.ndarray) -> np.ndarray:
-        """Turn a signal, shape ``(n_samples,)`` at 16 kHz, into the input."""
+    def __call__(self, signal: np.ndarray, change: Callable | None = None) -> np.ndarray:
+        """Turn a signal, shape ``(n_samples,)`` at 16 kHz, into the input; `change` it first."""
+        signal = change(signal) if change else signal
         signal = audio.channel_normalise(signal) if self.channel_normalised else signal
         match self.kind:
             case "image":
@@ -124,7 +125,7 @@ def read_clips(
     np.ndarray [shape=(n_utterances, ...)]
     """
     found = audio.map_signals(
-        functools.partial(_read_changed, reads, change or np.asarray),
+        functools.partial(reads, change=change),
         utterances,
         "inputs",
         reads.key + (cache.source_of(change) if change else ""),
@@ -370,8 +371,12 @@ def save(
     if reads.kind in ("functionals", "sequence", "segments"):
         columns = {"columns": features.columns(reads.kind)}
         reads = replace(reads, arguments=columns | reads.arguments)
-    card = about | {"input": asdict(reads), "variants": list(parts), "space": space}
-    card["parts"] = {variant: part.network for variant, part in parts.items()}
+    card = about | {
+        "input": asdict(reads),
+        "variants": list(parts),
+        "space": space,
+        "parts": {variant: part.network for variant, part in parts.items()},
+    }
     contents = {f"{v}.safetensors": _tensors(part.arrays) for v, part in parts.items()}
     if values is not None and values.ndim == 2:
         contents["average_speaker.safetensors"] = _tensors(average_speaker(values, speakers))
@@ -493,10 +498,6 @@ def require(condition: bool, text: str) -> None:
     """Refuse with this text unless the condition holds."""
     if not condition:
         raise Refused(text)
-
-
-def _read_changed(reads: Input, change: Callable, signal: np.ndarray) -> np.ndarray:
-    return reads(change(signal))
 
 
 @functools.lru_cache(maxsize=64)

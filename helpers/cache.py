@@ -88,12 +88,10 @@ def fetch(
         Called without arguments when nothing is stored, or what is stored is damaged.
     """
     stored = _folder(kind, version) / f"{key}.npz"
-    try:
-        with np.load(stored, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (FileNotFoundError, ValueError, EOFError, OSError, zipfile.BadZipFile):
-        pass  # not there, or cut short: it is made
-    result = make()
+    not_there = contextlib.suppress(ValueError, EOFError, OSError, zipfile.BadZipFile)
+    with not_there, np.load(stored, allow_pickle=False) as arrays:
+        return dict(arrays)
+    result = make()  # also where what is there was cut short
     write_atomically(stored, lambda handle: np.savez(handle, **result))
     return result
 
@@ -212,11 +210,9 @@ def _stored_shards(kind: str, version: int | tuple[int, ...]) -> dict[str, Path]
     """Return key → file of all results of clips that are stored."""
     found = {}
     for path in sorted(_folder(kind, version).glob("*.clips.npz")):
-        try:
-            with zipfile.ZipFile(path) as file:
-                found.update(dict.fromkeys((name[:-4] for name in file.namelist()), path))
-        except (zipfile.BadZipFile, OSError):
-            pass  # cut short: its clips are computed again
+        # of a file that was cut short, the clips are computed again
+        with contextlib.suppress(zipfile.BadZipFile, OSError), zipfile.ZipFile(path) as file:
+            found.update(dict.fromkeys((name[:-4] for name in file.namelist()), path))
     return found
 
 

@@ -149,10 +149,7 @@ class Dataset:
         """Return the data, standardised over each speaker's clips, each copy by itself."""
         inputs, copies = features.normalise_by_speaker(self.inputs, self.speakers), self.copies
         if copies is not None:
-            own = [
-                features.normalise_by_speaker(c, self.speakers) for c in np.moveaxis(copies, 1, 0)
-            ]
-            copies = np.stack(own, axis=1)
+            copies = features.normalise_by_speaker(copies, self.speakers)
         return Dataset(self.ids, inputs, self.folds, copies=copies, variant="speaker-normalised")
 
 
@@ -289,8 +286,7 @@ class Run:
         """
         arrays = {}
         for fold in sorted(self.data.folds["fold"].unique()):
-            weights = self.outcome(fold)["weights"]
-            values = self.model.embed(weights, self.data.inputs, self.data.n_classes)
+            values = self.model.embed(self.network(fold), self.data.inputs)
             arrays[int(fold)] = features.normalise_by_speaker(values, self.data.speakers)
         return Dataset(self.data.ids, arrays, self.data.folds, variant="speaker-normalised")
 
@@ -310,8 +306,7 @@ class Run:
         write_record(self.records, place / f"records/{stem}.json")
         if len(self.curves):
             tables.write_table(self.curves, place / f"curves/{stem}.csv", "curves", **about)
-        variants = ", ".join(table["variant"].unique())
-        print(f"{folder}/{stem}.parquet: {len(table)} rows, {variants}")
+        print(f"{folder}/{stem}.parquet: {len(table)} rows,", ", ".join(table["variant"].unique()))
 
     def save_final(
         self, stem: str, corpus: str, labels: str, reads: artifacts.Input
@@ -345,8 +340,9 @@ class Run:
                 model, space = model.head(), "embeddings"
             rows = data.speaker_normalised().everything()
             parts[record["variant"]] = model.refit(record, rows, n, self.seed)
-        about = f"{corpus}, {labels}, seed {self.seed}"
-        results = metrics.results_table({stem: self.predictions}, data.folds, about)
+        results = metrics.results_table(
+            {stem: self.predictions}, data.folds, f"{corpus}, {labels}, seed {self.seed}"
+        )
         utterances = tables.read_table(paths.work(corpus) / "utterances.parquet", "utterances")
         card = {
             "model": stem,
@@ -375,8 +371,16 @@ def fit_stored(
     from helpers import estimators, nets, training  # late: they import this module
 
     versions = (VERSION, nets.VERSION, training.VERSION, estimators.VERSION)
-    data = [train.inputs, train.classes, validation.inputs, validation.classes]
-    data += [train.speakers.tolist(), validation.speakers.tolist(), train.copies, validation.copies]
+    data = [
+        train.inputs,
+        train.classes,
+        validation.inputs,
+        validation.classes,
+        train.speakers.tolist(),
+        validation.speakers.tolist(),
+        train.copies,
+        validation.copies,
+    ]
 
     def make() -> dict:
         made = model.fit_predict(train, validation, test, n_classes, seed)

@@ -276,11 +276,7 @@ def fill_unvoiced(clip: np.ndarray) -> np.ndarray:
     clip : np.ndarray [shape=(n_frames, n_descriptors)]
         Of one clip. A descriptor without any value becomes 0.
     """
-    filled, frame = clip.copy(), np.arange(len(clip))
-    for values in filled.T:  # views
-        known = np.isfinite(values)
-        values[~known] = np.interp(frame[~known], frame[known], values[known]) if known.any() else 0
-    return filled
+    return pd.DataFrame(clip).interpolate(limit_direction="both").fillna(0).to_numpy()
 
 
 def sequence(clip: np.ndarray, n_steps: int, stride: int = 1) -> np.ndarray:
@@ -323,9 +319,8 @@ def segments(clip: np.ndarray, n_segments: int = 5) -> np.ndarray:
     clip, result = fill_unvoiced(clip), []
     for low, high in itertools.pairwise(np.linspace(0, len(clip), n_segments + 1)):
         part = clip[int(low) : max(int(np.ceil(high)), int(low) + 1)]
-        statistics = [part.mean(axis=0), part.std(axis=0), part.min(axis=0), part.max(axis=0)]
-        result.append(np.concatenate(statistics))
-    return np.stack(result).astype(np.float32)
+        result.append([part.mean(axis=0), part.std(axis=0), part.min(axis=0), part.max(axis=0)])
+    return np.array(result, np.float32).reshape(n_segments, -1)
 
 
 def family(column: str) -> str:
@@ -343,12 +338,12 @@ def normalise_by_speaker(values: np.ndarray, speakers: np.ndarray) -> np.ndarray
 
     Parameters
     ----------
-    values : np.ndarray [shape=(n_utterances, n_features)]
+    values : np.ndarray [shape=(n_utterances, ..., n_features)]
     speakers : np.ndarray [shape=(n_utterances,)]
 
     Returns
     -------
-    np.ndarray [shape=(n_utterances, n_features), float32]
+    np.ndarray [shape=(n_utterances, ..., n_features), float32]
     """
     result = np.empty(values.shape, np.float32)
     for speaker in np.unique(speakers):
@@ -589,8 +584,9 @@ def _window(win_length: int) -> np.ndarray:
 @cache
 def _mel_filters(fe: FrontEnd, n_mels: int) -> np.ndarray:
     """Return triangles that are 1 at the top: the value of a band is its power, however wide."""
-    filters = librosa.filters.mel(sr=fe.sampling_rate, n_fft=fe.n_fft, n_mels=n_mels, norm=None)
-    return np.ascontiguousarray(filters.T)
+    return np.ascontiguousarray(
+        librosa.filters.mel(sr=fe.sampling_rate, n_fft=fe.n_fft, n_mels=n_mels, norm=None).T
+    )
 
 
 @cache

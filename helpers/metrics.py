@@ -212,8 +212,15 @@ def results_table(
         for variant, rows in table[table["role"] == "test"].groupby("variant"):
             pretrained = bool(rows["pretrained"].any())
             about = f"{protocol}, {rows['fold'].nunique()} folds, {variant}"
-            line = {"model": name, "variant": variant, "pretrained": pretrained} | evaluate(rows)
-            lines.append(line | {"protocol": about + ", pretrained" * pretrained})
+            lines.append(
+                {
+                    "model": name,
+                    "variant": variant,
+                    "pretrained": pretrained,
+                    **evaluate(rows),
+                    "protocol": about + ", pretrained" * pretrained,
+                }
+            )
     return _best_first(pd.DataFrame(lines))
 
 

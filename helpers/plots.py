@@ -82,8 +82,7 @@ def confusion_matrix(counts: pd.DataFrame, axis: plt.Axes, title: str = "") -> N
     """Draw a confusion matrix (``metrics.confusion``) as shares of each row, which are recalls."""
     share = counts.div(counts.sum(axis=1).clip(lower=1), axis=0)
     style = {"cmap": "Blues", "vmin": 0, "vmax": 1, "cbar": False, "linewidths": 0.5}
-    text = share.map("{:.0%}".format)
-    sns.heatmap(share, annot=text, fmt="", ax=axis, annot_kws={"size": 8}, **style)
+    sns.heatmap(share, annot=True, fmt=".0%", ax=axis, annot_kws={"size": 8}, **style)
     axis.set(title=title, xlabel="prediction", ylabel="truth")
     axis.tick_params(axis="x", rotation=45)
     axis.tick_params(axis="y", rotation=0)

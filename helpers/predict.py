@@ -372,9 +372,9 @@ def main(arguments: list[str] | None = None) -> int:
     files, options.enrol = _recordings(options.recordings), _recordings(options.enrol)
     options.only = " ".join(options.only).replace(",", " ").split()
     try:
-        unsure = options.unsure
         artifacts.require(
-            0 <= unsure <= 1, f"--unsure {unsure:g}: it is a probability, e.g. 0.5 for 50 %"
+            0 <= options.unsure <= 1,
+            f"--unsure {options.unsure:g}: it is a probability, e.g. 0.5 for 50 %",
         )
         artifacts.require(files, f"there are no recordings ({', '.join(audio.AUDIO_SUFFIXES)})")
         model = artifacts.load(find_model(options.model))

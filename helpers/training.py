@@ -254,27 +254,25 @@ class Network:
         net.load_state_dict({name: torch.tensor(value) for name, value in weights.items()})
         return net.eval()
 
-    def embed(
-        self, weights: dict[str, np.ndarray], inputs: np.ndarray, n_classes: int
-    ) -> np.ndarray:
+    def embed(self, net: nn.Module, inputs: np.ndarray) -> np.ndarray:
         """Compute what the head of a fold's network reads, shape ``(n_rows, n_units)``.
 
         Parameters
         ----------
-        weights
-            Of the fold, from its outcome.
+        net
+            Of the fold, from :meth:`restore`.
         inputs : np.ndarray [shape=(n_rows, ...)]
-        n_classes
-            Number of emotions.
         """
         device = find_device(self.device)
-        net = self.restore(weights, n_classes, inputs.shape[1:]).to(device)
-        return nets.compute(net, inputs, "embed", device)
+        return nets.compute(net.to(device), inputs, "embed", device)
 
     def head(self) -> estimators.Classical:
         """Return a model for embeddings that were changed, e.g. standardised per speaker."""
-        estimator = LogisticRegression(class_weight="balanced", max_iter=500)
-        return estimators.Classical(self.name, estimator, {"C": [0.01, 0.001, 0.1]})
+        return estimators.Classical(
+            self.name,
+            LogisticRegression(class_weight="balanced", max_iter=500),
+            {"C": [0.01, 0.001, 0.1]},
+        )
 
     def _chosen(self, setting: dict) -> "Network":
         """Return the network with settings of its search, and without the search."""

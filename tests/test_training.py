@@ -465,7 +465,7 @@ def test_restored_network_predicts_as_the_trained_one_and_embeds_for_its_head():
         found = trained(torch.tensor(test.inputs)).softmax(1).numpy()
     wanted = run.test().query("fold == 2").filter(like="p_").to_numpy()
     np.testing.assert_allclose(found, wanted, atol=1e-5)
-    rows = net.embed(run.outcome(2)["weights"], test.inputs, data.n_classes)
+    rows = net.embed(trained, test.inputs)
     with torch.inference_mode():
         again = trained.head(torch.tensor(rows)).softmax(1).numpy()
     np.testing.assert_allclose(again, wanted, atol=1e-5)
