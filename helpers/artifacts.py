@@ -22,7 +22,7 @@ import pandas as pd
 import safetensors.numpy
 from scipy.special import softmax
 
-from helpers import audio, augment, cache, corpora, ensemble, features, spectrograms
+from helpers import audio, augment, cache, corpora, ensemble, features, spectrograms, tables
 
 VERSION = 1  # of what read_clips computes
 FORMAT = 2  # of the folder
@@ -546,15 +546,13 @@ def _read_files(folder: Path) -> dict[str, bytes]:
 
 def _write(folder: Path, card: dict, contents: dict[str, bytes]) -> Path:
     """Replace a saved model; the card comes last, so that a folder with a card is complete."""
-    from helpers.tables import note_output  # late: prediction needs no tables
-
     card |= {"format": FORMAT, "sampling_rate": audio.SAMPLING_RATE, "files": _hashes(contents)}
     card |= {"versions": _versions(), "probe": _probe(_build(card, contents))}
     _read_files(folder)  # refuses what is no model
     shutil.rmtree(folder, ignore_errors=True)
     for name, content in (contents | {"card.json": json.dumps(card, indent=1).encode()}).items():
         cache.write_atomically(folder / name, lambda handle, content=content: handle.write(content))
-        note_output(folder / name)
+        tables.note_output(folder / name)
     return folder
 
 

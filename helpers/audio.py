@@ -340,8 +340,7 @@ def voice_activity(signal: np.ndarray, method: str = "auto") -> np.ndarray:
         shorter than ``KEPT_PAUSE_S`` belong to a part. No rows where nobody speaks.
     """
     if method == "auto":
-        found = [(part["start"], part["end"]) for part in _silero()(signal)]
-        parts = np.array(found, int).reshape(-1, 2)
+        parts = pd.DataFrame(_silero()(signal), columns=["start", "end"], dtype=int).to_numpy()
     else:
         rms = frame_rms(signal)
         loud = rms > max(rms.max() * 10 ** (-TRIM_DB / 20), 10 ** (SILENT_DBFS / 20))

@@ -181,8 +181,10 @@ def code_of(source: str, where: str = "<unknown>") -> ast.Module:
     """Parse Python code without its comments and docstrings; ``where`` is for syntax errors."""
     tree = ast.parse(source, where)
     for node in ast.walk(tree):
-        documented = isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Module))
-        if documented and ast.get_docstring(node) is not None:
+        if (
+            isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module)
+            and ast.get_docstring(node) is not None
+        ):
             node.body = node.body[1:] or [ast.Pass()]
     return tree
 
@@ -202,8 +204,7 @@ def warn_of_edited_modules() -> None:
 
 def _folder(kind: str, version: int | tuple[int, ...]) -> Path:
     warn_of_edited_modules()
-    numbers = version if isinstance(version, tuple) else (version,)
-    return paths.work("cache") / kind / f"v{'.'.join(map(str, numbers))}"
+    return paths.work("cache") / kind / f"v{'.'.join(map(str, np.atleast_1d(version)))}"
 
 
 def _stored_shards(kind: str, version: int | tuple[int, ...]) -> dict[str, Path]:

@@ -331,12 +331,12 @@ def validate(
     files = [] if corpus.reader and name in CORPORA else sorted(audio.files_below(root))
     taken = {Path(path).stem for path in used}  # another file of that name is a copy
     invalid = list((ids + " occurs twice: " + table["path"])[ids.duplicated(keep=False)])
-    for path in sorted(used):
+    for path in map(Path, sorted(used)):
         try:
             soundfile.info(path)
         except soundfile.LibsndfileError as error:
-            if Path(path).suffix.lower() in audio.NATIVE:  # FFmpeg reads the others
-                invalid.append(f"{audio.shown(Path(path), root)}: {error.error_string}")
+            if path.suffix.lower() in audio.NATIVE:  # FFmpeg reads the others
+                invalid.append(f"{audio.shown(path, root)}: {error.error_string}")
     return {
         "missing": missing + list("audio of " + ids[table["path"] == ""]),
         "unexpected": [

@@ -195,11 +195,13 @@ def classical_models(n_features: int) -> dict[str, Classical]:
     dict of str to Classical
         Classes are weighted by their frequency; LDA has equal priors.
     """
-    logistic = linear_model.LogisticRegression(class_weight="balanced", max_iter=100, tol=1e-3)
     models = [
         Classical(
             "logistic regression",
-            pipeline.make_pipeline(ClippedScaler(), logistic),
+            pipeline.make_pipeline(
+                ClippedScaler(),
+                linear_model.LogisticRegression(class_weight="balanced", max_iter=100, tol=1e-3),
+            ),
             {"logisticregression__C": [0.01, 0.001, 0.003, 0.03]},
         ),
         Classical(

@@ -257,11 +257,17 @@ class Run:
         """Learning curves of all folds (schema ``curves``); ``kept``: the epoch that predicts."""
         rows = []
         for record in self.records:
-            about = {"model": record["model"], "variant": record["variant"]}
             for fold, steps in record["folds"].items():
                 for row in steps["notes"].get("curves", []):
-                    kept = row["epoch"] == steps["notes"]["best_epoch"]
-                    rows.append(about | {"fold": int(fold)} | row | {"kept": kept})
+                    rows.append(
+                        {
+                            "model": record["model"],
+                            "variant": record["variant"],
+                            "fold": int(fold),
+                            **row,
+                            "kept": row["epoch"] == steps["notes"]["best_epoch"],
+                        }
+                    )
         return pd.DataFrame(rows)
 
     def test(self, variant: str = "inductive") -> pd.DataFrame:

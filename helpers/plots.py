@@ -81,8 +81,18 @@ def save_figure(figure: plt.Figure, corpus: str, name: str) -> Path:
 def confusion_matrix(counts: pd.DataFrame, axis: plt.Axes, title: str = "") -> None:
     """Draw a confusion matrix (``metrics.confusion``) as shares of each row, which are recalls."""
     share = counts.div(counts.sum(axis=1).clip(lower=1), axis=0)
-    style = {"cmap": "Blues", "vmin": 0, "vmax": 1, "cbar": False, "linewidths": 0.5}
-    sns.heatmap(share, annot=True, fmt=".0%", ax=axis, annot_kws={"size": 8}, **style)
+    sns.heatmap(
+        share,
+        vmin=0,
+        vmax=1,
+        cmap="Blues",
+        annot=True,
+        fmt=".0%",
+        annot_kws={"size": 8},
+        linewidths=0.5,
+        cbar=False,
+        ax=axis,
+    )
     axis.set(title=title, xlabel="prediction", ylabel="truth")
     axis.tick_params(axis="x", rotation=45)
     axis.tick_params(axis="y", rotation=0)
@@ -138,8 +148,16 @@ def timeline(windows: pd.DataFrame, axis: plt.Axes) -> None:
     below = np.zeros(len(windows))
     for emotion, colour in colours(emotions).items():
         share = windows[f"p_{emotion}"].to_numpy()
-        style = {"bottom": below, "color": colour, "linewidth": 0, "label": emotion}
-        axis.bar(middle - hop / 2, share, width, align="edge", **style)
+        axis.bar(
+            middle - hop / 2,
+            share,
+            width,
+            bottom=below,
+            align="edge",
+            color=colour,
+            linewidth=0,
+            label=emotion,
+        )
         below = below + share
     axis.set(ylim=(0, 1), xlabel="time (s)")
     axis.yaxis.set_major_formatter("{x:.0%}")

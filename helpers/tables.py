@@ -241,8 +241,11 @@ def write_table(
         cache.write_atomically(
             path, lambda handle: frame.to_csv(handle, index=False, lineterminator="\n")
         )
-    used = [package for name, package in PACKAGES.items() if name in sys.modules]
-    versions = {package: importlib.metadata.version(package) for package in used}
+    versions = {
+        package: importlib.metadata.version(package)
+        for name, package in PACKAGES.items()
+        if name in sys.modules
+    }
     record = {
         "notebook": notebook,
         "parameters": parameters or {},

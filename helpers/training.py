@@ -237,10 +237,13 @@ class Network:
             If the network is not of ``helpers.nets``, so that it could not be loaded again.
         """
         network = self._chosen(estimators.frozen_setting(record))
-        options = {k: v for k, v in network.options.items() if k != "pretrained"}  # it has weights
-        # what could not be loaded again is refused before training
-        build = artifacts.network_class(self.build).__name__
-        about = {"build": build, "options": options, "shape": list(rows.inputs.shape[1:])}
+        about = {
+            # what could not be loaded again is refused before training
+            "build": artifacts.network_class(self.build).__name__,
+            # it has weights
+            "options": {k: v for k, v in network.options.items() if k != "pretrained"},
+            "shape": list(rows.inputs.shape[1:]),
+        }
         trainer = Trainer(network, rows.with_copies(), rows, n_classes, seed)
         best = [fold["notes"]["best_epoch"] for fold in record["folds"].values()]
         trainer.run(round(float(np.median(best))))
@@ -363,8 +366,11 @@ class Trainer:
         n_steps = -(-len(self.inputs) // settings.batch_size) * settings.epochs
         self.schedule = SCHEDULES[settings.schedule](self.optimiser, n_steps)
         self.epoch, self.curves, self.best = 0, [], None
-        about = [settings.recipe(), VERSION, nets.VERSION, seed, self.device.type, self.bf16]
-        key = cache.hash_of(about, vars(train), vars(validation))  # of another setting: elsewhere
+        key = cache.hash_of(  # of another setting: elsewhere
+            [settings.recipe(), VERSION, nets.VERSION, seed, self.device.type, self.bf16],
+            vars(train),
+            vars(validation),
+        )
         self.checkpoint = paths.work("checkpoints") / key / "last.ckpt"
 
     def run(self, n_epochs: int = 0) -> None:
@@ -438,8 +444,11 @@ class Trainer:
         recalls = [(probability[truth == c].argmax(1) == c).mean() for c in np.unique(truth)]
         self.curves[-1] |= {"validation_nll": nll, "validation_uar": float(np.mean(recalls))}
         if self.best is None or nll < self.best["nll"]:
-            net = copy.deepcopy(self.net.state_dict())
-            self.best = {"nll": nll, "epoch": self.epoch, "net": net}
+            self.best = {
+                "nll": nll,
+                "epoch": self.epoch,
+                "net": copy.deepcopy(self.net.state_dict()),
+            }
 
     def predict(self, inputs: np.ndarray) -> np.ndarray:
         """Compute probabilities, shape ``(n_rows, n_classes)``, always in float32."""
