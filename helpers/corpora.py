@@ -414,8 +414,9 @@ def apply_labels(utterances: pd.DataFrame, name: str, labels: str = "") -> pd.Da
             f"{corpus.title} has the label sets {list(corpus.label_sets)}, not {labels!r}"
         )
     mapping = corpus.label_sets.get(labels) or _same(*set(native))
-    kept = utterances.assign(emotion=native.map(mapping))
-    kept = kept.dropna(subset="emotion").reset_index(drop=True)
+    kept = utterances.assign(emotion=native.map(mapping)).dropna(
+        subset="emotion", ignore_index=True
+    )
     if "{sex}" in "".join(mapping.values()):
         unknown = kept.loc[~kept["sex"].isin(["female", "male"]), "sex"]
         if len(unknown):

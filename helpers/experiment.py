@@ -137,9 +137,13 @@ class Dataset:
         """Return the rows of one role in one fold."""
         chosen = self.folds[(self.folds["fold"] == fold) & (self.folds["role"] == role)]
         at = pd.Index(self.ids).get_indexer(chosen["utterance_id"])
-        inputs = self._inputs.get(fold, self.inputs)[at]
-        copies = None if self.copies is None else self.copies[at]
-        return FoldRows(inputs, self.classes[at], self.speakers[at], self.ids[at], copies)
+        return FoldRows(
+            self._inputs.get(fold, self.inputs)[at],
+            self.classes[at],
+            self.speakers[at],
+            self.ids[at],
+            None if self.copies is None else self.copies[at],
+        )
 
     def everything(self) -> FoldRows:
         """Return all rows: what a final model is trained on."""
@@ -281,8 +285,9 @@ class Run:
 
     def network(self, fold: int):
         """Return the network that was trained for one fold, on the CPU, ready to predict."""
-        weights = self.outcome(fold)["weights"]
-        return self.model.restore(weights, self.data.n_classes, self.data.inputs.shape[1:])
+        return self.model.restore(
+            self.outcome(fold)["weights"], self.data.n_classes, self.data.inputs.shape[1:]
+        )
 
     def embedded(self) -> Dataset:
         """Return what each fold's network makes of every clip before its head, per speaker.
@@ -390,11 +395,12 @@ def fit_stored(
 
     def make() -> dict:
         made = model.fit_predict(train, validation, test, n_classes, seed)
-        text = json.dumps({name: made[name] for name in ("steps", "notes")})
-        result = {f"weights/{name}": values for name, values in made.get("weights", {}).items()}
-        for role in ("validation", "test"):
-            result[role] = made[role].astype(np.float32)
-        return result | {"text": np.array(text)}
+        return {
+            **{f"weights/{name}": values for name, values in made.get("weights", {}).items()},
+            "validation": made["validation"].astype(np.float32),
+            "test": made["test"].astype(np.float32),
+            "text": np.array(json.dumps({"steps": made["steps"], "notes": made["notes"]})),
+        }
 
     stored = cache.fetch("folds", versions, cache.hash_of(key, seed, data, test), make)
     outcome = json.loads(str(stored.pop("text")))

@@ -334,8 +334,9 @@ def _read_csv(path: Path, schema: str) -> pd.DataFrame:
     declared = SCHEMAS[schema].columns
     text = {name: str for name, column in declared.items() if "str" in str(column.dtype)}
     numbers = pd.read_csv(path, nrows=0).columns.difference(list(text))
-    empty = {name: [""] for name in numbers}
-    return pd.read_csv(path, dtype=text, keep_default_na=False, na_values=empty)
+    return pd.read_csv(
+        path, dtype=text, keep_default_na=False, na_values=dict.fromkeys(numbers, "")
+    )
 
 
 def _validated(frame: pd.DataFrame, schema: str, path: Path, consequence: str) -> pd.DataFrame:
