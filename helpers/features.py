@@ -276,7 +276,8 @@ def fill_unvoiced(clip: np.ndarray) -> np.ndarray:
     clip : np.ndarray [shape=(n_frames, n_descriptors)]
         Of one clip. A descriptor without any value becomes 0.
     """
-    return pd.DataFrame(clip).interpolate(limit_direction="both").fillna(0).to_numpy()
+    filled = pd.DataFrame(clip).interpolate(limit_direction="both").fillna(0)
+    return np.ascontiguousarray(filled)  # sums over rows depend on the order in memory
 
 
 def sequence(clip: np.ndarray, n_steps: int, stride: int = 1) -> np.ndarray:

@@ -239,6 +239,7 @@ def test_unvoiced_frames_get_the_line_between_neighbours():
     filled = features.fill_unvoiced(clip.astype(np.float32))
     assert filled.T.tolist() == [[2, 2, 4, 6, 6], [1] * 5, [0] * 5]
     assert np.isnan(clip).sum() == 8, "what was given is left alone"
+    assert filled.flags.c_contiguous, "in another order sums differ in their last digits"
 
 
 def test_sequences_are_filled_padded_with_zeros_and_cut_at_the_end():
