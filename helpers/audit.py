@@ -67,7 +67,7 @@ ARGUMENTS = {
     },
     "--strict": {"action": "store_true", "help": "a warning counts as a fault"},
 }
-FEW = 0.05  # share of columns that happen to have the range -1 to 1; 0.02 of functionals do
+FEW = 0.05  # share of columns that may have such a range by themselves
 SHORTEST_S = 0.6  # of common audio; shorter stretches of two vowels can be alike by chance
 # Correlations of waveforms, and of harmonics; on RAVDESS copies are above .5 and .9, other clips
 # below .4 and .85
@@ -214,8 +214,8 @@ def audit_inputs(inputs: np.ndarray, variant: str, speakers: np.ndarray) -> list
     """Detect from the inputs themselves whether they were scaled with rows of other sides.
 
     A column that a scaler was fitted to has, over exactly the rows that the scaler saw, the mean 0
-    (standardised), the range 0 to 1 or -1 to 1 (min-max, max-abs), or the median 0 and the
-    interquartile range 1 (robust). A few columns have such a range by themselves.
+    (standardised), the range 0 to 1 or -1 to 1 (min-max), or the median 0 and the interquartile
+    range 1 (robust). A few columns may have such a range by themselves.
 
     Parameters
     ----------
@@ -601,7 +601,7 @@ def _scaled(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     std = values.std(axis=0)
     marks = np.abs(values.mean(axis=0)) < 1e-4 * std
     marks |= (np.abs(median) < 1e-4) & (np.abs(third - first - 1) < 1e-3)
-    marks |= np.abs(np.maximum(-low, high) - 1) < 1e-5
+    marks |= (np.abs(high - 1) < 1e-5) & (np.minimum(np.abs(low), np.abs(low + 1)) < 1e-5)
     varies = std > 1e-6 * np.maximum(1, np.abs(values).max(axis=0))
     return marks & varies, varies
 

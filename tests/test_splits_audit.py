@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from conftest import EMOTIONS, make_features, make_utterances, notebook_cells
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, RobustScaler, StandardScaler
+from sklearn.preprocessing import MinMaxScaler, RobustScaler, StandardScaler
 
 from helpers import audit, corpora, splits
 from helpers.estimators import Classical
@@ -211,7 +211,6 @@ SCALERS = [
     StandardScaler(with_std=False),
     MinMaxScaler(),
     MinMaxScaler((-1, 1)),
-    MaxAbsScaler(),
     RobustScaler(),
 ]
 
