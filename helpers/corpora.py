@@ -417,7 +417,7 @@ def apply_labels(utterances: pd.DataFrame, name: str, labels: str = "") -> pd.Da
     mapping = corpus.label_sets.get(labels) or _same(*set(native))
     kept = utterances.assign(emotion=native.map(mapping))
     kept = kept.dropna(subset="emotion").reset_index(drop=True)
-    if "{sex}" in "".join(mapping.values()):
+    if corpus.label_sets and "{sex}" in "".join(mapping.values()):
         unknown = kept.loc[~kept["sex"].isin(["female", "male"]), "sex"]
         if len(unknown):
             raise ValueError(
