@@ -267,6 +267,11 @@ def index(name: str, root: Path | None = None) -> pd.DataFrame:
     return table[_taken_once(corpus, root, table)].sort_values("utterance_id", ignore_index=True)
 
 
+def plain_text(value: object) -> str:
+    """Return text in one form: Unicode NFC, no space around it."""
+    return unicodedata.normalize("NFC", str(value)).strip()
+
+
 def near_doubles(values: Iterable[str]) -> list[list[str]]:
     """Return groups of names that differ in letter case, accents or leading zeros alone."""
     alike = {}
@@ -280,7 +285,7 @@ def near_doubles(values: Iterable[str]) -> list[list[str]]:
 def _normalised(table: pd.DataFrame) -> pd.DataFrame:
     """Bring names to one form (Unicode NFC, no space around them), and tell near-doubles."""
     texts = [name for name, of in LABEL_COLUMNS.items() if isinstance(of, str) and name != "path"]
-    table[texts] = table[texts].map(lambda text: unicodedata.normalize("NFC", str(text)).strip())
+    table[texts] = table[texts].map(plain_text)
     sex = table["sex"].str.lower().map(SEXES)
     if len(strange := table.loc[sex.isna(), "sex"]):
         raise ValueError(f"sex is {sorted(set(strange))[:5]}; expected one of {', '.join(SEXES)}")
@@ -417,7 +422,7 @@ def apply_labels(utterances: pd.DataFrame, name: str, labels: str = "") -> pd.Da
     kept = utterances.assign(emotion=native.map(mapping)).dropna(
         subset="emotion", ignore_index=True
     )
-    if "{sex}" in "".join(mapping.values()):
+    if corpus.label_sets and "{sex}" in "".join(mapping.values()):
         unknown = kept.loc[~kept["sex"].isin(["female", "male"]), "sex"]
         if len(unknown):
             raise ValueError(

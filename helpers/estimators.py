@@ -94,7 +94,7 @@ class Classical:
             "validation": found[best],
             "test": _all_columns(model, test, n_classes),
             "steps": steps,
-            "notes": search_notes(settings, losses),
+            "notes": search_notes(settings, losses) | model.notes_,
         }
 
     def refit(
@@ -226,26 +226,31 @@ def fit_seeded(
 ) -> base.BaseEstimator:
     """Fit with every random state set, on clips and copies; inner splits are by speaker.
 
-    The model is fitted to the emotions that are there, numbered from 0 (some libraries want no
-    gaps); ``present_`` has their numbers. Where a speaker is the only one, of all or of an emotion,
-    inner splits are by clip: the temperature that is fitted on them is optimistic.
+    The model is fitted to the emotions of two clips or more, numbered from 0 (some libraries want
+    no gaps); ``present_`` has their numbers. Where a speaker is the only one, of all or of an
+    emotion, inner splits are by clip: the temperature that is fitted on them is optimistic.
+    ``notes_``, for the run record, says so.
     """
-    rows, names = rows.with_copies(), model.get_params()
-    present, codes = np.unique(rows.classes, return_inverse=True)
+    n_clips, names = np.bincount(rows.classes), model.get_params()
+    present, rows = np.flatnonzero(n_clips > 1), rows.with_copies()
+    kept = np.isin(rows.classes, present)
+    codes = np.searchsorted(present, rows.classes[kept])
+    model.notes_ = {}
     model.set_params(**{name: seed for name in names if name.split("__")[-1] == "random_state"})
     if isinstance(model, calibration.CalibratedClassifierCV):
-        pairs = pd.DataFrame({"emotion": codes, "speaker": rows.speakers})
-        alone = pairs.groupby("emotion")["speaker"].nunique().min() < 2
-        groups = rows.ids if alone else rows.speakers
-        kind = model_selection.StratifiedGroupKFold if alone else model_selection.GroupKFold
-        splitter = kind(min(4, len(np.unique(groups)), np.bincount(codes).min() if alone else 4))
-        model.set_params(cv=list(splitter.split(rows.inputs, codes, groups)))
+        groups, n_splits = rows.speakers[kept], min(4, len(np.unique(rows.speakers[kept])))
+        splitter = model_selection.GroupKFold(max(n_splits, 2))
+        if pd.Series(groups).groupby(codes).nunique().min() < 2:
+            groups = rows.ids[kept]
+            splitter = model_selection.StratifiedGroupKFold(min(4, n_clips[present].min()))
+            model.notes_ = {"inner splits": "by clip: there is a single speaker, or of an emotion"}
+        model.set_params(cv=list(splitter.split(codes, codes, groups)))
     # few iterations are part of these models' regularisation; threads cost more than they save
     with (
         warnings.catch_warnings(action="ignore", category=exceptions.ConvergenceWarning),
         threadpoolctl.threadpool_limits(1),
     ):
-        model.fit(rows.inputs, codes)
+        model.fit(rows.inputs[kept], codes)
     model.present_ = present
     return model
 

@@ -84,7 +84,7 @@ class Dataset:
     Warns
     -----
     UserWarning
-        Where a fold trains on no clip of an emotion.
+        Where a fold trains on fewer than 2 clips of an emotion.
     """
 
     def __init__(
@@ -125,11 +125,11 @@ class Dataset:
                 )
             audit.require_clean(audit.audit_inputs(array, variant, self.speakers))
         for fold, rows in folds[folds["role"] == "train"].groupby("fold"):
-            missing = [emotion for emotion in self.emotions if emotion not in set(rows["emotion"])]
-            if missing:
+            counts = rows["emotion"].value_counts().reindex(self.emotions, fill_value=0)
+            if missing := list(counts.index[counts < 2]):
                 warnings.warn(
-                    f"fold {fold}: no training clip of {', '.join(missing)}, so it can't be "
-                    "recognised there. Make fewer folds, or choose a label set without it.",
+                    f"fold {fold}: fewer than 2 training clips of {', '.join(missing)}, which can't "
+                    "be recognised there. Make fewer folds, or choose a label set without it.",
                     stacklevel=2,
                 )
 

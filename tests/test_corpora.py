@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import write_audio
+from conftest import make_utterances, write_audio
 
 from helpers import audio, corpora, splits
 
@@ -550,3 +550,9 @@ def test_real_ravdess_has_a_recording_twice(ravdess_root):
         "ravdess/03-01-03-01-02-01-07": "same audio as ravdess/03-01-03-01-02-02-07",
         "ravdess/03-01-03-01-02-02-07": "same audio as ravdess/03-01-03-01-02-01-07",
     }
+
+
+def test_a_label_of_an_own_folder_is_taken_as_it_is():
+    utterances = make_utterances(2).assign(emotion_native="_joy{sex}, 100%", sex="unknown")
+    kept = corpora.apply_labels(utterances, "mine")
+    assert set(kept["emotion"]) == {"_joy{sex}, 100%"}

@@ -52,7 +52,7 @@ def everybody(n_speakers: int = 6) -> FoldRows:
 
 
 def some(rows: FoldRows, chosen: np.ndarray) -> FoldRows:
-    return FoldRows(rows.inputs[chosen], rows.classes[chosen], rows.speakers[chosen])
+    return FoldRows(*(own[chosen] for own in list(vars(rows).values())[:4]))
 
 
 def record_of(settings: list[dict], *losses: tuple[float, ...]) -> dict:
@@ -158,7 +158,7 @@ def test_a_column_that_hardly_varied_in_training_does_not_decide(name):
     inputs[:, 5] = 1 - 1e-7 * (rng.random(320) < 0.1)
     unlike = np.isin(speakers, ["s6", "s7"])
     inputs[unlike, 5] = 0.9 + 0.05 * rng.random(80)
-    rows = FoldRows(inputs.astype(np.float32), classes, speakers)
+    rows = FoldRows(inputs.astype(np.float32), classes, speakers, np.arange(320))
     model = notebook_models(6, N_TREES=10, N_ROUNDS=5, K_BEST=8, MLP_EPOCHS=30)[name]
     # without such a speaker in training, and with one, on whom a temperature that is fitted on
     # held-out speakers would make all probabilities flat
@@ -265,3 +265,17 @@ def test_other_models_are_refused_with_those_that_can_be_saved(estimator):
     message = r"toy can't be saved: only networks of helpers.nets and linear models can \(logistic"
     with pytest.raises(ValueError, match=message):
         Classical("toy", estimator).refit(record_of([{}], (1.0,)), everybody(), 4)
+
+
+def test_emotion_of_one_clip_gets_zeros_and_splits_by_clip_are_noted():
+    rows = everybody()
+    rare = np.append(np.flatnonzero(rows.classes < 3), np.flatnonzero(rows.classes == 3)[0])
+    train, test = some(rows, rare), some(rows, rows.speakers == "s05")
+    model = estimators.classical_models(12)["LDA"]
+    values = model.fit_predict(train, test, test.inputs, 4, seed=0)["validation"]
+    assert (values[:, 3] == 0).all() and np.isfinite(values).all()
+    notes = model.fit_predict(train, test, test.inputs, 4, seed=0)["notes"]
+    assert "inner splits" not in notes
+    alone = some(rows, rows.speakers == "s00")
+    notes = model.fit_predict(alone, some(rows, rows.speakers == "s00"), test.inputs, 4, 0)["notes"]
+    assert "by clip" in notes["inner splits"]

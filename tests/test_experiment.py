@@ -108,7 +108,7 @@ def test_copies_of_the_clips_that_are_fitted_on_are_fitted_on(setup, counting):
     assert (run.outcome(2)["test"] == found).all()
     assert len(Counting.given) == 5, "what cross-validation stored was computed again"
     scaled = np.stack([(inputs - inputs.mean(axis=0)) / inputs.std(axis=0)], axis=1)
-    with pytest.raises(ValueError, match="standardised"):
+    with pytest.raises(ValueError, match="100% over all rows"):
         Dataset(ids, inputs, folds, copies=scaled)
 
 
@@ -160,7 +160,7 @@ def test_emotion_that_a_fold_does_not_train_on_gets_a_zero(setup):
     ids, inputs, folds = setup
     speaker = folds.query("fold == 1 and role == 'test'")["speaker"].iloc[0]
     rare = folds[(folds["emotion"] != "sad") | (folds["speaker"] == speaker)]
-    with pytest.warns(UserWarning, match=r"fold 1: no training clip of sad"):
+    with pytest.warns(UserWarning, match=r"fold 1: fewer than 2 training clips of sad"):
         run = cross_validate(LDA, Dataset(ids, inputs, rare))
     first = run.test().query("fold == 1")
     assert "sad" in set(first["truth"]) and (first["p_sad"] == 0).all()
@@ -192,7 +192,7 @@ def test_utterances_that_are_in_no_fold_are_left_out(setup):
 def test_inputs_scaled_over_all_rows_are_refused(setup):
     ids, inputs, folds = setup
     scaled = StandardScaler().fit_transform(inputs)
-    with pytest.raises(ValueError, match="standardised over all rows"):
+    with pytest.raises(ValueError, match="100% over all rows"):
         Dataset(ids, scaled, folds)
 
 

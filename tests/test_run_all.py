@@ -6,8 +6,11 @@ without audio, and across three small corpora.
 
 import csv
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -142,3 +145,42 @@ def test_cross_corpus_takes_any_corpora_and_leaves_one_out(project, three_corpor
         1
     ]
     assert emotions == ["neutral", "sad", "angry"]
+
+
+ELSEWHERE = """
+import builtins
+project, real = {project!r}, builtins.__import__
+
+def imported(name, globals=None, *more, **named):
+    if name.split(".")[0] in {{"fcntl", "resource", "pwd", "grp", "termios", "posix"}}:
+        if str((globals or {{}}).get("__file__", "")).startswith(project):
+            raise ModuleNotFoundError(name + ": not on this system")
+    return real(name, globals, *more, **named)
+
+builtins.__import__ = imported
+"""
+
+
+def test_nothing_needs_a_module_that_windows_lacks(project, tmp_path):
+    """The commands and a notebook's kernel, where imports from the project of such modules fail."""
+    place = tmp_path / "elsewhere"
+    place.mkdir()
+    (place / "sitecustomize.py").write_text(ELSEWHERE.format(project=str(project)))
+    env = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(place), str(project)]),
+        "SER_WORK": str(tmp_path),
+    }
+
+    def call(*command):
+        done = subprocess.run(
+            [sys.executable, *command], cwd=project, env=env, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+
+    modules = [path.stem for path in sorted(project.glob("helpers/*.py"))]
+    names = ", ".join(f"helpers.{name}" for name in modules if name != "__init__")
+    call("-c", f"import {names}, tools.report, tools.publish")
+    assert "Recognise" in call("-m", "helpers.predict", "--help")
+    assert "Audit" in call("-m", "helpers.audit", "--help")
+    assert "02_label_extraction" in call("tools/run.py", "--only", "2")

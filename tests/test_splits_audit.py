@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from conftest import EMOTIONS, make_features, make_utterances, notebook_cells
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import MinMaxScaler, RobustScaler, StandardScaler
 
 from helpers import audit, corpora, splits
 from helpers.estimators import Classical
@@ -206,15 +206,30 @@ def lda() -> Classical:
     return Classical("LDA", LinearDiscriminantAnalysis())
 
 
-@pytest.mark.parametrize("fault", ["everything", "per speaker"])
-def test_scaler_fitted_on_everything_is_caught_in_any_order_of_rows(folded, fault):
+SCALERS = [
+    StandardScaler(),
+    StandardScaler(with_std=False),
+    MinMaxScaler(),
+    MinMaxScaler((-1, 1)),
+    RobustScaler(),
+]
+
+
+@pytest.mark.parametrize("part", ["all", "half"])
+@pytest.mark.parametrize("scaler", [*SCALERS, "per speaker"], ids=str)
+def test_scaler_fitted_on_everything_is_caught_in_any_order_of_rows(folded, scaler, part):
     folds, utterances = folded
     values, speakers = make_features(utterances), utterances["speaker"].to_numpy(str)
-    scaled = StandardScaler().fit_transform(values)
-    if fault == "per speaker":
+    scaled = values.copy()
+    if scaler != "per speaker":
+        scaled = scaler.fit_transform(values)
+    else:
         for speaker in np.unique(speakers):
             mine = speakers == speaker
             scaled[mine] = StandardScaler().fit_transform(values[mine])
+    if part == "half":
+        scaled[:, ::2] = values[:, ::2]
+        assert faults(audit.audit_inputs(scaled, "speaker-normalised", speakers)) == ["scaling"]
     assert faults(audit.audit_inputs(values, "inductive", speakers)) == []
     assert faults(audit.audit_inputs(scaled, "inductive", speakers)) == ["scaling"]
     order = np.random.default_rng(1).permutation(len(utterances))
@@ -227,7 +242,7 @@ def test_variant_that_the_inputs_do_not_have_is_caught(folded):
     folds, utterances = folded
     values, ids = make_features(utterances), utterances["utterance_id"]
     with pytest.raises(
-        ValueError, match="expected of the variant speaker-normalised: over the rows of each"
+        ValueError, match="expected of the variant speaker-normalised: the rows of each speaker"
     ):
         Dataset(ids, values, folds, variant="speaker-normalised")
     speakers = utterances["speaker"].to_numpy(str)

@@ -593,7 +593,7 @@ def test_memory_that_a_processor_does_not_have_is_explained():
 
 
 def test_emotion_without_training_clips_is_named_and_the_rest_is_learnt():
-    with pytest.warns(UserWarning, match="fold 2: no training clip of sad"):
+    with pytest.warns(UserWarning, match="fold 2: fewer than 2 training clips of sad"):
         run = cross_validate(Network("CNN", MelCNN, epochs=1, device="cpu"), dataset(without="sad"))
     assert np.isfinite(run.predictions["p_sad"]).all()
 
