@@ -128,8 +128,9 @@ class Dataset:
             counts = rows["emotion"].value_counts().reindex(self.emotions, fill_value=0)
             if missing := list(counts.index[counts < 2]):
                 warnings.warn(
-                    f"fold {fold}: fewer than 2 training clips of {', '.join(missing)}, which can't "
-                    "be recognised there. Make fewer folds, or choose a label set without it.",
+                    f"fold {fold}: fewer than 2 training clips of {', '.join(missing)}, which "
+                    "can't be recognised there. Make fewer folds, or choose a label set without "
+                    "it.",
                     stacklevel=2,
                 )
 
