@@ -273,13 +273,13 @@ def plain_text(value: object) -> str:
 
 
 def near_doubles(values: Iterable[str]) -> list[list[str]]:
-    """Return groups of names that differ in letter case, accents or leading zeros alone."""
-    alike = {}
-    for value in sorted(set(values)):
-        plain = unicodedata.normalize("NFKD", value.casefold())
-        plain = "".join(c for c in plain if not unicodedata.combining(c) and not c.isspace())
-        alike.setdefault(re.sub(r"(?<!\d)0+(?=\d)", "", plain), []).append(value)
-    return [group for group in alike.values() if len(group) > 1]
+    """Return groups of names that differ in letter case, accents, signs or leading zeros alone."""
+    names = pd.Series(sorted(set(map(str, values))), dtype=str)
+    plain = (
+        names.str.casefold().str.normalize("NFKD").str.replace(r"(?<!\d)0+(?=\d)", "", regex=True)
+    )
+    groups = names.groupby(plain.str.replace(r"[\W_]", "", regex=True)).agg(list)
+    return [group for group in groups if len(group) > 1]
 
 
 def _normalised(table: pd.DataFrame) -> pd.DataFrame:

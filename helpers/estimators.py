@@ -238,8 +238,8 @@ def fit_seeded(
     model.notes_ = {}
     model.set_params(**{name: seed for name in names if name.split("__")[-1] == "random_state"})
     if isinstance(model, calibration.CalibratedClassifierCV):
-        groups, n_splits = rows.speakers[kept], min(4, len(np.unique(rows.speakers[kept])))
-        splitter = model_selection.GroupKFold(max(n_splits, 2))
+        groups = rows.speakers[kept]
+        splitter = model_selection.GroupKFold(np.clip(len(np.unique(groups)), 2, 4))
         if pd.Series(groups).groupby(codes).nunique().min() < 2:
             groups = rows.ids[kept]
             splitter = model_selection.StratifiedGroupKFold(min(4, n_clips[present].min()))

@@ -8,6 +8,7 @@ written down for the audit.
 import contextlib
 import gzip
 import json
+import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -118,10 +119,9 @@ class Dataset:
         changed = [] if copies is None else np.moveaxis(self.copies, 1, 0)
         for array in [*self._inputs.values(), *changed]:
             if array.dtype.kind == "f" and not np.isfinite(array).all():
-                n_wrong = (~np.isfinite(array)).any(axis=tuple(range(1, array.ndim))).sum()
                 raise ValueError(
-                    f"{n_wrong} rows of the inputs hold NaN or infinite values: run notebook 03 "
-                    "again and look at its checks"
+                    f"the inputs hold {(~np.isfinite(array)).sum()} NaN or infinite values: run "
+                    "notebook 03 again and look at its checks"
                 )
             audit.require_clean(audit.audit_inputs(array, variant, self.speakers))
         for fold, rows in folds[folds["role"] == "train"].groupby("fold"):
@@ -394,8 +394,11 @@ def fit_stored(
         validation.copies,
     ]
 
+    finished = []
+
     def make() -> dict:
         made = model.fit_predict(train, validation, test, n_classes, seed)
+        finished.append(made.get("checkpoint", ""))
         return {
             **{f"weights/{name}": values for name, values in made.get("weights", {}).items()},
             "validation": made["validation"].astype(np.float32),
@@ -404,6 +407,8 @@ def fit_stored(
         }
 
     stored = cache.fetch("folds", versions, cache.hash_of(key, seed, data, test), make)
+    for place in filter(None, finished):  # not before: a full disk would lose the training
+        shutil.rmtree(place, ignore_errors=True)
     outcome = json.loads(str(stored.pop("text")))
     outcome |= {role: stored.pop(role) for role in ("validation", "test")}
     weights = {name.removeprefix("weights/"): values for name, values in stored.items()}

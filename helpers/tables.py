@@ -357,12 +357,14 @@ def _name(path: Path) -> str:
 
 
 def _changed_inputs(path: Path) -> list[str]:
-    changed = []
-    for name, digest in provenance(path).get("inputs", {}).items():
-        place = paths.work() / name
-        if not name.startswith("raw:") and place.is_file() and file_hash(place) != digest:
-            changed.append(name)
-    return changed
+    recorded = provenance(path).get("inputs", {}).items()
+    return [
+        name
+        for name, digest in recorded
+        if not name.startswith("raw:")
+        and (place := paths.work() / name).is_file()
+        and file_hash(place) != digest
+    ]
 
 
 def _log(event: str, path: str, digest: str = "") -> None:

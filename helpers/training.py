@@ -9,7 +9,6 @@ with the same bits as one that was not.
 
 import copy
 import functools
-import shutil
 import sys
 import zipfile
 from collections.abc import Callable
@@ -171,7 +170,8 @@ class Network:
         -------
         dict
             ``validation`` and ``test`` (probabilities, shape ``(n_rows, n_classes)``), ``steps``
-            (which roles each step saw), ``notes`` (learning curves) and ``weights``.
+            (which roles each step saw), ``notes`` (learning curves), ``weights`` and
+            ``checkpoint``, the folder to remove when all this is stored.
 
         Raises
         ------
@@ -185,7 +185,7 @@ class Network:
         try:
             trainer = Trainer(self, train.with_copies(), validation, n_classes, seed)
             trainer.run()
-            result = {
+            return {
                 "validation": trainer.predict(validation.inputs),
                 "test": trainer.predict(test),
                 "steps": {"fit": ["train"], "stop": ["validation"]}
@@ -196,9 +196,8 @@ class Network:
                     "parameters": sum(p.numel() for p in trainer.net.parameters()),
                 },
                 "weights": trainer.arrays(),
+                "checkpoint": trainer.checkpoint.parent,  # fit_stored removes it
             }
-            shutil.rmtree(trainer.checkpoint.parent, ignore_errors=True)
-            return result
         except (RuntimeError, MemoryError) as error:
             reasons = ("out of memory", "allocate memory", "enough memory")  # PyTorch's words
             if isinstance(error, RuntimeError) and not any(r in str(error) for r in reasons):

@@ -414,3 +414,136 @@ def test_known_pair_of_ravdess_is_found(ravdess_root):
     assert found[["first", "second"]].to_numpy().tolist() == [
         ["ravdess/03-01-03-01-02-01-07", "ravdess/03-01-03-01-02-02-07"]
     ]
+
+
+# --- situations of a reviewer --------------------------------------------------------------------
+
+
+def test_columns_that_reach_one_by_themselves_are_no_scaled_ones(folded):
+    _, utterances = folded
+    rng, n = np.random.default_rng(0), len(utterances)
+    speakers = utterances["speaker"].to_numpy(str)
+    flags = rng.integers(0, 2, (n, 6)).astype(float)
+    shares = rng.normal(0.5, 0.6, (n, 6)).clip(0, 1)
+    counts = rng.poisson(0.3, (n, 6)).astype(float)
+    for values in (flags, shares, counts):
+        (finding,) = audit.audit_inputs(values, "inductive", speakers)
+        assert finding.level == "ok"
+
+
+def test_scaling_of_some_speakers_is_found(folded):
+    _, utterances = folded
+    values = np.random.default_rng(0).normal(3, 2, (len(utterances), 8))
+    speakers = utterances["speaker"].to_numpy(str)
+    for speaker in np.unique(speakers)[6:]:
+        own = speakers == speaker
+        values[own] = (values[own] - values[own].mean(0)) / values[own].std(0)
+    for variant in ("inductive", "speaker-normalised"):
+        (finding,) = audit.audit_inputs(values, variant, speakers)
+        assert finding.level == "fault" and "50% over the rows of each speaker" in finding.text
+
+
+def test_parquet_is_read_as_csv_is(tmp_path, capsys, folded, division):
+    """Numbers as ids, empty cells, columns that nobody needs."""
+    _, utterances = folded
+    numbers = {name: i for i, name in enumerate(utterances["utterance_id"])}
+    parents = pd.array([None] * len(numbers), dtype="Int64")
+    parents[3] = 0
+    table = utterances.assign(
+        utterance_id=utterances["utterance_id"].map(numbers), parent_id=parents, age=parents
+    )
+    folds = division.assign(utterance_id=division["utterance_id"].map(numbers))
+    floats, answers = folds.assign(fold=folds["fold"] * 1.0), []
+    for kind in ("csv", "parquet"):
+        places = tmp_path / f"u.{kind}", tmp_path / f"f.{kind}"
+        for frame, place in zip((table, floats), places, strict=True):
+            frame.to_csv(place, index=False) if kind == "csv" else frame.to_parquet(place)
+        code = audit.main(list(map(str, places)))
+        answers.append((code, capsys.readouterr().out))
+    assert answers[0] == answers[1] and "FAULT" not in answers[0][1]
+
+
+def test_rows_without_a_fold_are_in_no_fold(command, folded, division):
+    _, utterances = folded
+    some = division["utterance_id"].str.endswith("_0")
+    code, output, _ = command(utterances, division.assign(fold=division["fold"].where(~some)))
+    assert code == 0 and f"{some.sum()} of {len(some)} utterances are in no fold" in output
+
+
+def test_a_single_training_speaker_may_be_validated_on_but_not_a_clip(folded):
+    folds, utterances = folded
+    rows = folds[folds["fold"] == 1]
+    one = rows["speaker"] == rows.loc[rows["role"] == "train", "speaker"].iloc[0]
+    rows = rows[one | (rows["role"] == "test")].assign(side=0)
+    held = rows[(rows["role"] == "train") & rows["utterance_id"].str.endswith("_0")]
+    fine = pd.concat([rows.drop(held.index), held.assign(role="validation")])
+    assert levels(audit.audit_folds(fine, utterances))["speakers"] == "ok"
+    both = levels(audit.audit_folds(pd.concat([rows, held.assign(role="validation")]), utterances))
+    assert both["speakers"] == "ok" and both["utterances"] == "fault"
+
+
+def test_a_group_of_some_does_not_hide_the_others(folded):
+    folds, utterances = folded
+    own = folds[folds["fold"] == 1]
+    trained = own.loc[own["role"] == "train", "speaker"].unique()[:2]
+    groups = np.where(utterances["speaker"].isin(trained), "pair", "")
+    leaked = pd.concat([own, own[own["role"] == "validation"].assign(role="train")])
+    found = levels(audit.audit_folds(leaked, utterances.assign(group=groups)))
+    assert found["speakers"] == found["utterances"] == "fault"
+
+
+def test_record_of_rows_that_are_not_in_that_fold_is_a_fault(folded):
+    folds, _ = folded
+    ids = folds.groupby(["fold", "role"])["utterance_id"].agg(list)
+    record = {"folds": {str(fold): {"fit": ids[fold, "train"]} for fold in range(1, 5)}}
+    record["folds"]["1"]["fit"] += ids[1, "test"][:6]
+    less = folds[~((folds["fold"] == 1) & folds["utterance_id"].isin(ids[1, "test"][:6]))]
+    (first, *_) = audit.audit_record(record, less)
+    assert first.level == "fault" and "6 utterances" in first.text
+    other = {"folds": {"1": {"fit": ["other/a"]}}}
+    found = {f.check: f.level for f in audit.audit_record(other, folds)}
+    assert found["known rows"] == "fault" and found["fit"] == "not checked"
+
+
+def test_every_record_of_the_command_counts(command, folded, tmp_path):
+    folds, utterances = folded
+    ids = folds.groupby(["fold", "role"])["utterance_id"].agg(list)
+    for name, role in (("a", "test"), ("b", "train")):
+        record = {"folds": {"1": {"fit": ids[1, role]}}}
+        (tmp_path / f"{name}.json").write_text("\ufeff" * (name == "a") + json.dumps(record))
+    places = tmp_path / "a.json", tmp_path / "b.json"
+    assert command(utterances, folds, "--record", places[0], "--record", places[1])[0] == 1
+    assert command(utterances, folds, "--record", *places)[0] == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", '{"folds": {}}', '{"folds": {"1": []}}', '{"folds": {"1": {"fit": 3}}}'],
+)
+def test_no_run_record_is_refused_with_its_name(command, folded, tmp_path, content):
+    folds, utterances = folded
+    place = tmp_path / "run.json"
+    place.write_text(content)
+    code, _, errors = command(utterances, folds, "--record", place)
+    assert code == 2 and "run.json is no run record: expected JSON" in errors
+
+
+def test_folds_may_be_the_utterances_too(command, folded):
+    folds, _ = folded
+    assert command(folds, folds)[0] == 0
+
+
+def test_checks_that_compared_nothing_say_so(folded):
+    folds, utterances = folded
+    trained = set(folds.query("fold == 1 and role == 'train'")["utterance_id"])
+    first = folds[folds["fold"] == 1]
+    known = utterances.assign(
+        sentence=utterances["sentence"].where(utterances["utterance_id"].isin(trained), "")
+    )
+    assert levels(audit.audit_folds(first, known))["shared sentences"] == "not checked"
+    nearly = utterances.assign(speaker=utterances["utterance_id"].replace("toy/s00_sad_0", "x"))
+    assert levels(audit.audit_folds(folds, nearly))["names of speakers"] == "not checked"
+    pairs = pd.DataFrame(columns=["first", "second", "correlation", "shift_s", "harmonics"])
+    pairs.attrs["n_compared"] = 2
+    finding = audit.audit_near_duplicates(folds, pairs)
+    assert finding.level == "not checked" and "unreadable or shorter" in finding.text

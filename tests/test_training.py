@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -299,6 +300,20 @@ def test_killed_and_continued_training_ends_with_the_same_bits(tmp_path):
         assert np.array_equal(whole["losses"], killed["losses"])
 
 
+@pytest.fixture(autouse=True)
+def finished_trainings_go(request, monkeypatch):
+    """What stores a result removes the checkpoint; tests that store nothing do it here."""
+    real = Network.fit_predict
+
+    def fit_predict(*arguments, **named):
+        outcome = real(*arguments, **named)
+        shutil.rmtree(outcome.get("checkpoint", ""), ignore_errors=True)
+        return outcome
+
+    if "disk_is_full" not in request.node.name:
+        monkeypatch.setattr(Network, "fit_predict", fit_predict)
+
+
 @pytest.fixture
 def interrupted(monkeypatch):
     """A training stopped after its fifth epoch, and what the uninterrupted one predicts."""
@@ -366,6 +381,29 @@ def test_another_configuration_never_continues_a_checkpoint():
 def test_finished_folds_leave_no_checkpoints(private_work):
     cross_validate(Network("CNN", MelCNN, epochs=1, device="cpu", batch_size=64), dataset())
     assert not list((private_work / "checkpoints").iterdir())
+
+
+def test_a_training_is_not_lost_when_the_disk_is_full_at_its_end(monkeypatch, epochs_trained):
+    net, real = (
+        Network("CNN", MelCNN, epochs=2, device="cpu", batch_size=64),
+        cache.write_atomically,
+    )
+
+    def full(path, write):
+        if "folds" in path.parts:
+            raise OSError(28, "no space left")
+        real(path, write)
+
+    monkeypatch.setattr(cache, "write_atomically", full)
+    with pytest.raises(OSError, match="no space left"):
+        cross_validate(net, dataset())
+    assert last_checkpoint().is_file()
+    monkeypatch.setattr(cache, "write_atomically", real)
+    before = len(epochs_trained)
+    data = dataset()
+    cross_validate(net, data)
+    n_folds = data.folds["fold"].nunique()
+    assert len(epochs_trained) - before == 2 * (n_folds - 1), "the first fold was finished"
 
 
 # --- recipes, notebooks' classes ------------------------------------------------------------------
