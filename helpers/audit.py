@@ -79,8 +79,8 @@ FEW = 0.1  # share of columns that may have such a range by themselves
 SHORTEST_S = 0.6  # of common audio; shorter stretches of two vowels can be alike by chance
 # Correlations of waveforms, and of harmonics; on RAVDESS copies are above .5 and .9, other clips
 # below .4 and .85
-SAME, SAME_HARMONICS, UNLIKE = 0.45, 0.88, 0.45  # below UNLIKE, no other speed is tried
-HOP_S = 0.01
+SAME, SAME_HARMONICS, UNLIKE = 0.45, 0.88, 0.3  # below UNLIKE, waveforms are not compared
+RATE, HOP_S = audio.SAMPLING_RATE // 2, 0.01  # of the waveforms (Hz), of the harmonics (s)
 N_NEIGHBOURS = 5
 # families of functionals that hardly change with level, codec, bandwidth and room
 STABLE = ("pitch", "chroma", "LLD correlations")
@@ -693,13 +693,14 @@ def _compare(path: str, start_s: float, end_s: float, *other) -> np.ndarray:
         seconds; the correlation of the harmonics at the best of some speeds.
     """
     (wave, one), (other_wave, two) = _heard(path, start_s, end_s), _heard(*other)
-    samples, frames = int(SHORTEST_S * audio.SAMPLING_RATE), int(SHORTEST_S / HOP_S)
-    correlation, shift = _aligned(wave[:, None], other_wave[:, None], samples)
-    alike = [_aligned(one, two, frames)[0]]
-    if alike[0] > UNLIKE:  # other speeds: along the logarithmic frequency, too
+    samples, frames = int(SHORTEST_S * RATE), int(SHORTEST_S / HOP_S)
+    alike, correlation, shift = [_aligned(one, two, frames)[0]], 0.0, 0
+    if alike[0] > UNLIKE:  # as few pairs are that are no copies
+        correlation, shift = _aligned(wave[:, None], other_wave[:, None], samples)
+        # other speeds: along the logarithmic frequency, too
         speeds = itertools.product((1, 2), itertools.permutations((one, two)))
         alike += [_aligned(low[:, :-k], high[:, k:], frames)[0] for k, (low, high) in speeds]
-    return np.array([correlation, shift / audio.SAMPLING_RATE, max(alike)])
+    return np.array([correlation, shift / RATE, max(alike)])
 
 
 @functools.lru_cache(maxsize=32)  # a clip is compared with several
@@ -717,9 +718,11 @@ def _flattened(signal: np.ndarray) -> np.ndarray:
     spectrum = np.fft.rfft(np.pad(signal, 400))
     hertz = np.linspace(0, audio.SAMPLING_RATE / 2, len(spectrum))
     smooth = uniform_filter1d(np.abs(spectrum), int(np.searchsorted(hertz, 100)))
-    kept = (hertz >= 250) & (hertz <= 3300)
-    # the power 1 would make noise as loud as the voice
-    return np.fft.irfft(kept * spectrum / (smooth + 1e-3 * smooth.max() + 1e-9) ** 0.7)
+    # the power 1 would make noise as loud as the voice; half of the bins are half of the rate
+    flat = (
+        ((hertz >= 250) & (hertz <= 3300)) * spectrum / (smooth + 1e-3 * smooth.max() + 1e-9) ** 0.7
+    )
+    return np.fft.irfft(flat[: len(flat) // 2])
 
 
 def _harmonics(signal: np.ndarray) -> np.ndarray:
