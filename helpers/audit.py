@@ -472,10 +472,10 @@ def _divided(folds: pd.DataFrame) -> pd.DataFrame:
 def _tables(rows: pd.DataFrame, given: pd.DataFrame) -> list[Finding]:
     """Return findings on what the tables list, and on what they do not say."""
     ids, named = given["utterance_id"], rows["utterance_id"]
-    twice, lost, outside = ids[ids.duplicated()], named[~named.isin(ids)], ids[~ids.isin(named)]
+    twice, outside = ids[ids.duplicated()], ids[~ids.isin(named)]
     again = named[rows.duplicated(["fold", "utterance_id", "role"])]
-    parents = given.get("parent_id", ids[:0]).dropna()
-    orphans, missing = parents[~parents.isin(ids)], sorted(set(OPTIONAL) - {*rows, *given})
+    asked = pd.concat([named, given.get("parent_id", ids[:0]).dropna()])
+    lost, missing = asked[~asked.isin(ids)], sorted(set(OPTIONAL) - {*rows, *given})
     parts = rows.groupby("division")["side"]
     bare = [name for name, own in parts if name and not {"train", "test"} <= set(own)]
     return [
@@ -488,15 +488,9 @@ def _tables(rows: pd.DataFrame, given: pd.DataFrame) -> list[Finding]:
         _finding(
             len(lost),
             "known rows",
-            f"{len(lost)} rows of the folds name no known utterance, e.g. {_some(lost)}",
-            "every row of the folds is a known utterance",
-        ),
-        _finding(
-            len(orphans),
-            "known parents",
-            f"{len(orphans)} utterances have a parent that is no known utterance, e.g. "
-            f"{_some(orphans)}",
-            f"every parent is a known utterance ({len(parents)} are named)",
+            f"{len(lost)} rows of the folds, or parents, name no known utterance, e.g. "
+            f"{_some(lost)}",
+            "every row of the folds, and every parent, is a known utterance",
         ),
         _finding(
             bare,

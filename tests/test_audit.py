@@ -110,7 +110,7 @@ SITUATIONS = {  # what the tables say → the check that finds it
     "grandparent": (chain, "augmented copies and their parents", "fault"),
     "unknown parent": (
         lambda u, f: (u.assign(parent_id=np.where(u.index == 3, "toy/nobody", "")), f),
-        "known parents",
+        "known rows",
         "fault",
     ),
     "every row its own speaker": (
