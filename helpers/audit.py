@@ -391,8 +391,8 @@ def read_records(path: Path) -> list[dict]:
         if steps and all(isinstance(ids, (list, dict)) for ids in steps):  # notes are a dict
             return records
     raise ValueError(
-        f'{path} is no run record: expected JSON, {{"folds": {{fold: {{step: [ids]}}}}}}, or a list '
-        "of such"
+        f'{path} is no run record: expected JSON, {{"folds": {{fold: {{step: [ids]}}}}}}, or a '
+        "list of such"
     )
 
 
