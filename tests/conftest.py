@@ -93,6 +93,22 @@ def encoder_settings(encoder: Path) -> dict[str, dict]:
     return {"15": shared | linear, "16": shared | {"EPOCHS": 1}}
 
 
+@pytest.fixture
+def finished_trainings_go(request, monkeypatch):
+    """What stores a result removes the checkpoint; tests that store nothing do it here."""
+    from helpers import training
+
+    real = training.Network.fit_predict
+
+    def fit_predict(*arguments, **named):
+        outcome = real(*arguments, **named)
+        shutil.rmtree(outcome.get("checkpoint", ""), ignore_errors=True)
+        return outcome
+
+    if "disk_is_full" not in request.node.name:
+        monkeypatch.setattr(training.Network, "fit_predict", fit_predict)
+
+
 @pytest.fixture(scope="session")
 def project(tmp_path_factory) -> Path:
     """A copy of the project with a cut-down demo corpus, in a folder with spaces and accents."""

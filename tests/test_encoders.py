@@ -21,6 +21,7 @@ from conftest import (
 from helpers import encoders, paths, training
 from helpers.experiment import FoldRows
 
+pytestmark = pytest.mark.usefixtures("finished_trainings_go")
 LENGTHS = (16_000, 9_000, 23_456, 5_000)
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +19,8 @@ from helpers.nets import MelCNN
 from helpers.training import Network
 
 SMALL = {"epochs": 8, "patience": 8, "batch_size": 16, "device": "cpu"}
+
+pytestmark = pytest.mark.usefixtures("finished_trainings_go")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -300,22 +301,8 @@ def test_killed_and_continued_training_ends_with_the_same_bits(tmp_path):
         assert np.array_equal(whole["losses"], killed["losses"])
 
 
-@pytest.fixture(autouse=True)
-def finished_trainings_go(request, monkeypatch):
-    """What stores a result removes the checkpoint; tests that store nothing do it here."""
-    real = Network.fit_predict
-
-    def fit_predict(*arguments, **named):
-        outcome = real(*arguments, **named)
-        shutil.rmtree(outcome.get("checkpoint", ""), ignore_errors=True)
-        return outcome
-
-    if "disk_is_full" not in request.node.name:
-        monkeypatch.setattr(Network, "fit_predict", fit_predict)
-
-
 @pytest.fixture
-def interrupted(monkeypatch):
+def interrupted(monkeypatch, finished_trainings_go):
     """A training stopped after its fifth epoch, and what the uninterrupted one predicts."""
     net = Network("CNN", MelCNN, **SMALL)
     whole = net.fit_predict(*given())
