@@ -181,8 +181,8 @@ def near_duplicates(utterances: pd.DataFrame, n_jobs: int = -1) -> pd.DataFrame:
     )
     found = pd.DataFrame(clips["utterance_id"].to_numpy()[pairs], columns=["first", "second"])
     found[["correlation", "shift_s", "harmonics"]] = np.reshape(list(compared), (-1, 3))
-    same = (found["correlation"] >= SAME) | (found["harmonics"] >= SAME_HARMONICS)
-    found = found[same].sort_values("correlation", ascending=False, ignore_index=True)
+    found = found[(found["correlation"] >= SAME) | (found["harmonics"] >= SAME_HARMONICS)]
+    found = found.sort_values("correlation", ascending=False, ignore_index=True)
     found.attrs["n_compared"] = len(clips)
     return found
 
@@ -243,11 +243,18 @@ def audit_inputs(inputs: np.ndarray, variant: str, speakers: np.ndarray) -> list
     speakers : np.ndarray [shape=(n_utterances,)]
     """
     is_table = inputs.ndim == 2 and len(inputs) >= 20 and inputs.dtype.kind in "fiu"  # no texts
-    if variant not in ("inductive", "speaker-normalised") or not is_table:
-        about = f"inputs of shape {inputs.shape}, {inputs.dtype}, {variant}"
-        return [Finding("not checked", "scaling", f"{about}: scaling was not looked at")]
+    large = pd.Series(speakers).value_counts().loc[lambda n_rows: n_rows > 4].index
+    if variant not in ("inductive", "speaker-normalised") or not is_table or large.empty:
+        return [
+            Finding(
+                "not checked",
+                "scaling",
+                f"inputs of shape {inputs.shape} ({inputs.dtype}), {variant}, {len(large)} speakers "
+                "with more than 4 rows: scaling was not looked at",
+            )
+        ]
     everywhere, varies = _scaled(inputs)
-    own = np.array([_scaled(inputs[speakers == name]) for name in np.unique(speakers)])
+    own = np.array([_scaled(inputs[speakers == name]) for name in large])
     by_speaker = (own[:, 0] | ~own[:, 1]).mean(axis=0) * own[:, 0].any(axis=0)
     shares = {
         "all rows, test rows included": (everywhere & (by_speaker < 1))[varies],
@@ -638,7 +645,7 @@ def _scaled(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     # counts, flags and shares are at their ends more than once
     marks = (np.abs(values.mean(axis=0)) < 1e-4 * std) | ((robust | unit) & (ends < 3))
     varies = std > 1e-6 * np.maximum(1, np.abs(values).max(axis=0))
-    return marks & varies & (len(values) > 4), varies
+    return marks & varies, varies
 
 
 def _read(path: Path, names: dict[str, str], needed: list[str]) -> pd.DataFrame:

@@ -11,7 +11,7 @@ import pytest
 import soxr
 from conftest import RATE, harmonic_tone, make_utterances, noise, write_audio
 
-from helpers import audio, audit, augment, paths, splits
+from helpers import audio, audit, augment, features, paths, splits
 
 
 @pytest.fixture
@@ -441,6 +441,19 @@ def test_scaling_of_some_speakers_is_found(folded):
     for variant in ("inductive", "speaker-normalised"):
         (finding,) = audit.audit_inputs(values, variant, speakers)
         assert finding.level == "fault" and "50% over the rows of each speaker" in finding.text
+
+
+def test_speakers_of_few_clips_do_not_hide_what_was_done_with_the_others(folded):
+    _, utterances = folded
+    values = np.random.default_rng(0).normal(3, 2, (len(utterances), 8))
+    speakers = np.array([f"s{i // 3}" if i < 96 else f"t{i // 12}" for i in range(len(values))])
+    scaled = features.normalise_by_speaker(values, speakers)
+    (finding,) = audit.audit_inputs(scaled, "speaker-normalised", speakers)
+    assert finding.level == "ok"
+    (finding,) = audit.audit_inputs(
+        scaled, "speaker-normalised", np.arange(len(values)).astype(str)
+    )
+    assert finding.level == "not checked"
 
 
 def test_parquet_is_read_as_csv_is(tmp_path, capsys, folded, division):
