@@ -249,8 +249,8 @@ def audit_inputs(inputs: np.ndarray, variant: str, speakers: np.ndarray) -> list
             Finding(
                 "not checked",
                 "scaling",
-                f"inputs of shape {inputs.shape} ({inputs.dtype}), {variant}, {len(large)} speakers "
-                "with more than 4 rows: scaling was not looked at",
+                f"inputs of shape {inputs.shape} ({inputs.dtype}), {variant}, {len(large)} "
+                "speakers with more than 4 rows: scaling was not looked at",
             )
         ]
     everywhere, varies = _scaled(inputs)
